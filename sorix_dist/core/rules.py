@@ -298,6 +298,12 @@ def rows_beside(x: Any, lead: Shard, at: int) -> Any:
     length = shape[-at]
     # Of rows that a mask has selected the ranks ask each other, whatever each holds of them: all must come here.
     of_all = (lead.batch.known is not None or not lead.group.isolated) and length == lead.total
+    if lead.pairs and shape[-at:] == (lead.held, lead.held) != (lead.total, lead.total):
+        raise RuntimeError(
+            f"a matrix of this rank's {lead.held} rows by {lead.held} stands beside one of these rows by the "
+            f"{lead.total} of all ranks: make it of x.shape[0], as sx.eye(x.shape[0]), not of len(x) "
+            "[docs: own-numbers]"
+        )
     if length == lead.held and (not of_all or lead.group.has_all):
         if lead.group.ordered and getattr(x, "origin", None) is not None and length != lead.total:
             raise RuntimeError(
@@ -332,7 +338,7 @@ def align(x: Any, like: Any, name: str) -> Any:
     (x,) = whole_sums((x,), name)
     place, lead, shape = placement_of(x), placement_of(like), shape_of(x)
     if isinstance(lead, Shard) and place is None and lead.axis < len(shape):
-        _refuse_own_numbers(name, like, x, lead)
+        refuse_own_numbers(name, like, x, lead)
         if not lead.group.has_all and lead.batch.known is not None and shape[lead.axis] == lead.total:
             return collective().rows_of(x, lead)
     elif isinstance(place, Shard) and lead is None and not place.group.has_all:
@@ -342,17 +348,18 @@ def align(x: Any, like: Any, name: str) -> Any:
     return x
 
 
-def _refuse_own_numbers(name: str, scores: Any, target: Any, place: Shard) -> None:
-    """RuntimeError for arange(len(x)) as targets of similarities between this rank's rows and those of all ranks."""
+def refuse_own_numbers(name: str, pairs: Any, numbers: Any, place: Shard) -> None:
+    """RuntimeError for arange(len(x)) as columns of what pairs this rank's rows with those of all ranks, such as
+    similarities."""
     if place.group.single or place.batch.known is None or not place.pairs:
         return
-    labels = ndarray_of(target)
-    own = labels.shape == (place.held,) and shape_of(scores)[1:] == (place.total,) and 0 < place.held < place.total
-    if own and labels.dtype.kind in "iu" and np.array_equal(labels, np.arange(place.held)):
+    given, columns = np.ravel(ndarray_of(numbers)), shape_of(pairs)[1:]
+    own = len(given) == place.held and columns == (place.total,) and 0 < place.held < place.total
+    if own and given.dtype.kind in "iu" and np.array_equal(given, np.arange(place.held)):
         raise RuntimeError(
-            f"{name}: the scores have a column for each of the {place.total} rows of all ranks, and the targets are "
-            f"the numbers of this rank's {place.held} rows: use sx.arange(sx.global_rows(x)), which numbers all rows "
-            "[docs: own-numbers]"
+            f"{name}: there is a column for each of the {place.total} rows of all ranks, and the columns that are "
+            f"named have the numbers of this rank's {place.held} rows: use sx.arange(sx.global_rows(x)), which "
+            "numbers all rows, or diagonal() [docs: own-numbers]"
         )
 
 

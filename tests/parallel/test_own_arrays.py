@@ -45,6 +45,8 @@ LOSSES: dict[str, Any] = {
     "linear": lambda m, x, y: (m(F.linear(x, sx.tensor(np.diag(x.numpy().std(0))))) * y).mean(),
     "layer norm": lambda m, x, y: (m(F.layer_norm(x, (4,), sx.tensor(x.numpy().std(0)))) - y).square().mean(),
     "table": lambda m, x, y: (m(x + F.embedding(sx.argmax(y, 1), x.numpy()[:2])) - y).square().mean(),
+    "indexed table": lambda m, x, y: (m(x) * sx.tensor(x.numpy().std(0))[(y > 0).long()]).mean(),
+    "gathered table": lambda m, x, y: (m(x)[:, 0] * sx.tensor(x.numpy().std(0)).gather(0, (y > 0).long()[:, 0])).mean(),
     "threshold": lambda m, x, y: ((x > np.median(x.numpy())).to(x.dtype).mean(1, keepdims=True) * m(x)).mean(),
     "where": lambda m, x, y: (m(sx.where(x > 0, x, np.percentile(x.numpy(), 10))) - y).abs().mean(),
     "clip": lambda m, x, y: (m(x.clip(min=np.percentile(x.numpy(), 10))) - y).abs().mean(),

@@ -232,9 +232,12 @@ def assign(target: Tensor, key: Any, value: Any, store: Store | None) -> None:
         return
     parts = tuple(of_each_axis(numbers_of(parts), target.array.ndim))
     if _pairs_with_own_rows(target, parts):
+        if place is not None and shard_of(parts[1]) is None:
+            rules.refuse_own_numbers("an assignment by index", target, parts[1], place)
         target.place = place = place or shard_of(parts[1])
         shape = (place.held, *target.array.shape[2:])
-        write_to(target, key_of(parts), _aligned(target, value, shape, place, ...))
+        index = np.arange(place.held), ndarray_of(parts[1])
+        write_to(target, index, _aligned(target, value, shape, place, ...))
         return
     if place is None:
         place = _rows_of_mask(target, parts)
@@ -333,9 +336,11 @@ def _pairs_with_own_rows(target: Tensor, parts: tuple[Any, ...]) -> bool:
     if len(parts) != 2 or not all(isinstance(part, Tensor | np.ndarray) for part in parts):
         return False
     rows = shard_of(target) or shard_of(parts[1])
-    if rows is None or rows.axis or shard_of(first) is not None or target.leaf is not None:
+    if rows is None or rows.axis or target.leaf is not None:
         return False
     own, other = (ndarray_of(part) for part in parts)
+    if shard_of(first) is not None and own.dtype.kind in "iu":  # numbers among the rows of all ranks
+        own = own - rows.rows.start
     fits = own.shape == other.shape == (rows.held,) == target.array.shape[:1] and own.dtype.kind in "iu"
     return on_every_rank(rows, fits and np.array_equal(own, np.arange(rows.held)))
 

@@ -10,6 +10,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
 from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused, rows_named_by
 from sorix_dist.core.ops.elementwise import add, cast
@@ -115,7 +116,7 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
     parts = of_each_axis([*key], len(shape_of(input)))
     masks = any(map(is_mask, arrays))
     if rows is not None and place is None and not masks and not (rows.group.ordered and input.requires_grad):
-        return _looked_up(_table(input, "indexing"), parts)
+        return _looked_up(_table(input, "indexing", rows), parts)
     if masks and rows is not None and len(arrays) == 1 and not any(map(is_integer, key)):
         axis = next(i for i, part in enumerate(parts) if part is chosen) + rows.axis
         if place is not None and axis == place.axis:
@@ -124,6 +125,8 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
         other = ndarray_of(key[1])
         if place.batch.known is not None and other.shape == (place.total,):
             other = other[place.rows.start : place.rows.stop]
+        elif rows is None:
+            rules.refuse_own_numbers("indexing", input, key[1], place)
         if other.shape == (place.held,) and _numbers_each(place, key[0]):
             return tagged(take(bare(input), index=(np.arange(place.held), other)), place)
     if place is not None and names_rows_of_all(place, parts):
@@ -165,9 +168,12 @@ def _looked_up(table: Any, parts: list[Any]) -> Any:
     return result if lead is None else tagged(result, lead.moved(first + lead.axis))
 
 
-def _table(x: Any, name: str) -> Any:
-    """What rows look up in: numbers of the global batch, complete."""
-    return x if shard_of(x) is not None else whole(of_everyone(x), name)
+def _table(x: Any, name: str, rows: Shard) -> Any:
+    """What rows look up in: numbers of the global batch, complete, and the same on every rank."""
+    if shard_of(x) is not None:
+        return x
+    beside_rows(rows, x)
+    return whole(of_everyone(x), name)
 
 
 def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ...]:
@@ -175,11 +181,14 @@ def _of_each_row(name: str, input: Any, dim: int, *others: Any) -> tuple[Any, ..
     else with the rows of all ranks."""
     at, place = axis_of(name, input, dim), shard_of(input)
     if place is not None and place.axis != at:
+        for other in others:
+            if shard_of(other) is None:
+                rules.refuse_own_numbers(name, input, other, place)
         others = tuple(beside(other, place, len(shape_of(input)) - place.axis) for other in others)
     rows = [p for other in others if (p := shard_of(other)) is not None]
     if place is None and not rows:
         return (input, *others)
-    input = _table(input, name)
+    input = _table(input, name, place or rows[0])
     fits = all(p.axis == rows[0].axis and p.like(rows[0]) for p in rows)
     if place is not None:
         fits = fits and place.axis != at and all(p.axis == place.axis and p.like(place) for p in rows)
@@ -234,7 +243,7 @@ def index_select(input: Any, dim: int, index: Any) -> Any:
     at, rows = axis_of("index_select", input, dim), shard_of(index)
     place = shard_of(input)
     if rows is not None and place is None and not rows.group.ordered:
-        return tagged(index_select(_table(input, "index_select"), at, bare(index)), rows.moved(at))
+        return tagged(index_select(_table(input, "index_select", rows), at, bare(index)), rows.moved(at))
     if place is not None and place.axis == at:
         input = rows_named_by(index, input, "index_select")
     index = whole(index, "index_select")

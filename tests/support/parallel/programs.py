@@ -277,12 +277,39 @@ for _name, _loss in WITH_NUMPY.items():
     _register(_name, _loss)
 
 
-@program("cross_entropy: the scores have a column for each|target must hold one class|has ended already")
+@program("cross_entropy: there is a column for each|target must hold one class|has ended already")
 def contrastive_labels_of_this_rank(kit):
     def loss(model, x, z):
         return F.cross_entropy(unit(model(x)) @ unit(model(z)).T, sx.arange(len(x)))
 
     return kit.train(kit.wrap(mlp()), loss, "x", "z", rows=8)
+
+
+def _of_pairs(name: str, change: Callable[[Any], Any], **outcome: str) -> None:
+    def run(kit: Kit) -> list[Any]:
+        def loss(model: Any, x: Any, z: Any) -> Any:
+            return change(unit(model(x)) @ unit(model(z)).T).logsumexp(-1).mean()
+
+        return kit.train(kit.wrap(mlp()), loss, "x", "z", rows=8)
+
+    run.__name__ = f"pairs_{name}"
+    program(**outcome)(run)
+
+
+def _numbered(pairs: Any, numbers: Any, value: Any) -> Any:
+    pairs = pairs.clone()
+    pairs[numbers, numbers] = value
+    return pairs
+
+
+_OWN = {"refused": "there is a column for each of the 4 rows of all ranks", "reproducible": ""}
+_of_pairs("numbered", lambda s: s[sx.arange(s.shape[0]), sx.arange(s.shape[0])][:, None] - s)
+_of_pairs("numbered_in_a_write", lambda s: _numbered(s, sx.arange(s.shape[0]), -9.0))
+_of_pairs("numbered_by_range", lambda s: s[range(len(s)), range(len(s))][:, None] - s, **_OWN)
+_of_pairs("numbered_by_numpy", lambda s: s[np.arange(len(s)), np.arange(len(s))][:, None] - s, **_OWN)
+_of_pairs("gathered", lambda s: s.gather(1, sx.arange(len(s))[:, None]) - s, **_OWN)
+_of_pairs("numbered_in_a_write_by_range", lambda s: _numbered(s, range(len(s)), -9.0), **_OWN)
+_of_pairs("masked", lambda s: s * (1 - sx.eye(len(s))), refused="make it of x.shape", reproducible="")
 
 
 # -- gradients that a program sees
