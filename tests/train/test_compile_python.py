@@ -135,7 +135,8 @@ def in_places_that_follow_from_shapes(capture):
         causal = squares.masked_fill(sx.triu(sx.ones(4, 4), 1).bool(), float("-inf")).softmax(-1).tril(-1)
         traces = sx.einsum("bii->b", squares).sum() + sx.diagonal(squares, 0, 1, 2).sum()
         inverse = sx.linalg.inv(causal @ causal.transpose(1, 2) + sx.eye(4)).sum()
-        return windows.sum() + pooled + causal.sum() + traces + inverse
+        diagonals = sx.diag(sx.diag(squares[0])) * 2
+        return windows.sum() + pooled + causal.sum() + traces + inverse + diagonals.sum()
 
     step = capture(scores)
     return step, lambda i: step(sx.cat([BATCHES[i % 6][0]] * 2, 1)[: 4 + 4 * (i > 20)] * 1.0)

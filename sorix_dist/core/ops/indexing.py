@@ -9,7 +9,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
-from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.capture import host, of_shapes, outside, recorders
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused, rows_named_by
 from sorix_dist.core.ops.elementwise import add, cast
@@ -289,13 +289,14 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
     if len(shape) not in (1, 2):
         raise ValueError(f"diag: input must be a vector or a matrix, got shape {shape}")
     above, below = max(diagonal, 0), max(-diagonal, 0)
-    if len(shape) == 1:
-        indices = np.arange(shape[0])
+    vector = len(shape) == 1
+    indices = np.arange(shape[0] if vector else max(0, min(shape[0] - below, shape[1] - above)))
+    places = of_shapes(indices + below), of_shapes(indices + above)
+    if vector:
         size = shape[0] + above + below
-        result = scatter_add_to(input, index=(indices + below, indices + above), shape=(size, size))
+        result = scatter_add_to(input, index=places, shape=(size, size))
     else:
-        indices = np.arange(max(0, min(shape[0] - below, shape[1] - above)))
-        result = take(input, index=(indices + below, indices + above))
+        result = take(input, index=places)
     if dtype is not None:
         result = cast(result, dtype)
     return result.detach().requires_grad_() if requires_grad else result
