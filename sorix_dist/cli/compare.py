@@ -47,7 +47,7 @@ def main(arguments: Any) -> int:
                 return code
             if ranks == 1 and not backwards:
                 print(
-                    "compare: the script made no backward() of a model that is wrapped in DistributedDataParallel, or "
+                    "compare: the script made no backward of a model that is wrapped in DistributedDataParallel, or "
                     "in other processes, as by sx.run: call the function that trains in the script itself. "
                     "autograd.grad is not compared"
                 )
