@@ -142,6 +142,23 @@ def in_places_that_follow_from_shapes(capture):
     return step, lambda i: step(sx.cat([BATCHES[i % 6][0]] * 2, 1)[: 4 + 4 * (i > 20)] * 1.0)
 
 
+@case()
+def in_a_place_for_each_row(capture):
+    weights = [2.0, 1.0]
+
+    def picked(x: Any, y: Any) -> Any:
+        weights_of_rows = sx.where(y > 0, *weights)
+        return (x[range(len(x)), y] * weights_of_rows).sum() + x[sx.arange(x.shape[0]), y].sum()
+
+    step = capture(picked)
+
+    def call(i):
+        weights[0] = 2.0 + i // 12
+        return step(BATCHES[i % 6][0], BATCHES[i % 6][1] % 2)
+
+    return step, call
+
+
 class Settings:
     scale = 1.0
 
