@@ -351,7 +351,7 @@ def align(x: Any, like: Any, name: str) -> Any:
 def refuse_own_numbers(name: str, pairs: Any, numbers: Any, place: Shard) -> None:
     """RuntimeError for arange(len(x)) as columns of what pairs this rank's rows with those of all ranks, such as
     similarities."""
-    if place.group.single or place.batch.known is None or not place.pairs:
+    if place.group.single or place.batch.known is None or not place.pairs or shard_of(numbers) is not None:
         return
     given, columns = np.ravel(ndarray_of(numbers)), shape_of(pairs)[1:]
     own = len(given) == place.held and columns == (place.total,) and 0 < place.held < place.total

@@ -135,10 +135,28 @@ def in_places_that_follow_from_shapes(capture):
         causal = squares.masked_fill(sx.triu(sx.ones(4, 4), 1).bool(), float("-inf")).softmax(-1).tril(-1)
         traces = sx.einsum("bii->b", squares).sum() + sx.diagonal(squares, 0, 1, 2).sum()
         inverse = sx.linalg.inv(causal @ causal.transpose(1, 2) + sx.eye(4)).sum()
-        return windows.sum() + pooled + causal.sum() + traces + inverse
+        diagonals = sx.diag(sx.diag(squares[0])) * 2
+        return windows.sum() + pooled + causal.sum() + traces + inverse + diagonals.sum()
 
     step = capture(scores)
     return step, lambda i: step(sx.cat([BATCHES[i % 6][0]] * 2, 1)[: 4 + 4 * (i > 20)] * 1.0)
+
+
+@case()
+def in_a_place_for_each_row(capture):
+    weights = [2.0, 1.0]
+
+    def picked(x: Any, y: Any) -> Any:
+        weights_of_rows = sx.where(y > 0, *weights)
+        return (x[range(len(x)), y] * weights_of_rows).sum() + x[sx.arange(x.shape[0]), y].sum()
+
+    step = capture(picked)
+
+    def call(i):
+        weights[0] = 2.0 + i // 12
+        return step(BATCHES[i % 6][0], BATCHES[i % 6][1] % 2)
+
+    return step, call
 
 
 class Settings:

@@ -17,7 +17,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
-from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.capture import host, of_shapes, outside, recorders
 from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.graph import recording
 from sorix_dist.core.ops.axes import refused
@@ -135,11 +135,11 @@ def _of_concatenated(place: Shard, part: slice, length: int, axis: int) -> Shard
 
 
 def key_of(key: Any) -> Any:
-    """An index with tensors and lists replaced by arrays."""
+    """An index with tensors, ranges and lists replaced by arrays."""
     if isinstance(key, tuple):
         return tuple(key_of(k) for k in key)
-    if isinstance(key, list):
-        return _of_list(key)
+    if isinstance(key, range | list):
+        return _of_list([*key])
     if isinstance(key, Tensor):
         key = key.array
         if key.dtype == np.uint8:
@@ -232,12 +232,12 @@ def assign(target: Tensor, key: Any, value: Any, store: Store | None) -> None:
         return
     parts = tuple(of_each_axis(numbers_of(parts), target.array.ndim))
     if _pairs_with_own_rows(target, parts):
-        if place is not None and shard_of(parts[1]) is None:
+        if place is not None:
             rules.refuse_own_numbers("an assignment by index", target, parts[1], place)
         target.place = place = place or shard_of(parts[1])
         shape = (place.held, *target.array.shape[2:])
-        index = np.arange(place.held), ndarray_of(parts[1])
-        write_to(target, index, _aligned(target, value, shape, place, ...))
+        first = parts[0] if shard_of(parts[0]) is None else of_shapes(np.arange(place.held))
+        write_to(target, key_of((first, parts[1])), _aligned(target, value, shape, place, ...))
         return
     if place is None:
         place = _rows_of_mask(target, parts)
