@@ -13,6 +13,7 @@ from sorix_dist.core import rules
 from sorix_dist.core.arguments import named
 from sorix_dist.core.arrange import diagonal
 from sorix_dist.core.batch_numbers import is_just
+from sorix_dist.core.capture import of_shapes
 from sorix_dist.core.dtype import DType, common_dtype, name_of
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.elementwise import half_in_float32
@@ -198,7 +199,7 @@ def solve(A: Any, B: Any, *, left: bool = True) -> Any:
 
 def inv(A: Any) -> Any:
     """The inverses of square matrices (..., n, n); numpy.linalg.LinAlgError for a singular one."""
-    return solve_systems(A, np.eye(_square("inv", A)[-1], dtype=array_of(A).dtype))
+    return solve_systems(A, of_shapes(np.eye(_square("inv", A)[-1], dtype=array_of(A).dtype)))
 
 
 def _times_inverse(g: Any, a: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from sorix_dist.core import functions as f
 from sorix_dist.core.arguments import as_int, one_of
 from sorix_dist.core.batch_numbers import is_just, is_of_batch, of_all
+from sorix_dist.core.capture import of_shapes
 from sorix_dist.core.create import full_like, zeros_like
 from sorix_dist.core.op import as_operand
 from sorix_dist.core.ops.axes import along, axis_of, rows_named_by
@@ -204,7 +205,8 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     matrices = f.permute(_tensor(input), *others, first, second)
     rows, columns = shape_of(matrices)[-2:]
     indices = np.arange(max(0, min(rows + min(offset, 0), columns - max(offset, 0))))
-    return take_index(matrices, index=(..., indices - min(offset, 0), indices + max(offset, 0)))
+    down, right = of_shapes(indices - min(offset, 0)), of_shapes(indices + max(offset, 0))
+    return take_index(matrices, index=(..., down, right))
 
 
 def fliplr(input: Any) -> Any:
@@ -247,7 +249,7 @@ def sliding_windows(input: Any, dimension: int, size: int, step: int) -> Any:
     length = shape_of(input)[at]
     if not (0 <= size <= length and step > 0):
         raise ValueError(f"unfold: size must be in [0, {length}] and step positive, got {size} and {step}")
-    indices = np.arange(0, length - size + 1, step)[:, None] + np.arange(size)
+    indices = of_shapes(np.arange(0, length - size + 1, step)[:, None] + np.arange(size))
     return f.movedim(take_index(_tensor(input), index=along(at, indices)), at + 1, -1)
 
 

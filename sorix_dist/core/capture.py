@@ -72,6 +72,14 @@ def outside(what: str) -> None:
         recorder.refuse(what)
 
 
+def of_shapes(array: np.ndarray) -> np.ndarray:
+    """An array that follows from shapes and options alone, which captured steps may keep."""
+    recorder = listening()
+    if recorder is not None:
+        recorder.keep(array)
+    return array
+
+
 def uncaptured(function: Function) -> Function:
     """Makes a function refuse to be captured, because it reads or changes a state that replays would not see."""
 
@@ -101,7 +109,8 @@ class StepRecorder:
     """The lines of one step, and by name the objects that they mention.
 
     lines: without their indentation, "try:" and "finish" around the walk of a backward; wheres: the user's line of
-    each; refusal: the first reason why the step can't be captured, with its line; tagged: arguments that a line places.
+    each; refusal: the first reason why the step can't be captured, with its line; tagged: arguments that a line places;
+    kept: names of arrays that are the same in every run, see `of_shapes`.
     """
 
     def __init__(self, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
@@ -111,6 +120,7 @@ class StepRecorder:
         self.paused = 0
         self.refusal: str | None = None
         self.tagged: list[Any] = []
+        self.kept: set[str] = set()
         self._named: dict[int, str] = {}
         self._known: dict[int, str] = {}
         self._given: dict[Any, str] = {}  # NumPy arrays among the arguments, by where their numbers are
@@ -310,6 +320,12 @@ class StepRecorder:
         """The name of an object that is the same in every run."""
         found = self._named.get(id(x))
         return self.name(re.sub(r"\W", "_", hint), x, numbered=True) if found is None else found
+
+    def keep(self, array: Any) -> None:
+        """Gives an array a name, which is the same in every run."""
+        name = self.constant(array, "indices")
+        self.kept.add(name)
+        self._know(array, name)
 
     def name(self, hint: str, x: Any, numbered: bool = False) -> str:
         """The name of an object in the captured program."""

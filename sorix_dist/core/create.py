@@ -31,6 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@host
 def tensor(data: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """A tensor of `data`; see `Tensor`. A copy of rows of a batch is rows too."""
     rows = shard_of(data)

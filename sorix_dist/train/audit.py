@@ -65,7 +65,8 @@ def difference_of(one: StepRecorder, other: StepRecorder) -> str | None:
     if len(one.lines) != len(other.lines):
         return f"{len(one.lines)} calls became {len(other.lines)}"
     for name, thing in one.names.items():
-        if not _same(thing, other.names.get(name)):
+        same = _same_bits if name in one.kept else _same
+        if not same(thing, other.names.get(name)):
             at = next((i for i, text in enumerate(other.lines) if re.search(rf"\b{name}\b", text)), 0)
             return f"`{name}` is another one in `{other.lines[at]}` at {other.wheres[at]}"
     return None

@@ -98,6 +98,49 @@ def in_a_list_of_an_object(capture):
     return step, call
 
 
+@case()
+def in_a_tensor_of_numbers(capture):
+    options = {"scales": [1.0, 2.0]}
+    step, model = trained(capture, lambda: sx.tensor(options["scales"]).sum() * sx.tensor(options["scales"][1]))
+
+    def call(i):
+        options["scales"][0] = 1.0 + i // 12
+        options["scales"][1] = 0.5 + i // 18
+        return step(*BATCHES[i % 6]), model
+
+    return step, call
+
+
+@case("comes from nowhere")
+def in_a_tensor_of_an_array(capture):
+    draw = np.random.default_rng(0)
+    step = capture(lambda x: x * sx.tensor(draw.random(4)))
+    return step, lambda i: step(BATCHES[i % 6][0])
+
+
+@case()
+def in_places_that_follow_from_shapes(capture):
+    """Functions that make arrays of integers or flags by NumPy."""
+
+    def scores(x: Any) -> Any:
+        image = x.reshape(-1, 1, 4, 4)
+        large = F.interpolate(image, scale_factor=2) + F.interpolate(image, size=(8, 8), mode="bilinear")
+        windows = (
+            F.unfold(F.pad(large, (1, 1, 1, 1), mode="reflect"), 3).sum((0, 2)) + large[0, 0].unfold(1, 3, 2).sum()
+        )
+        pooled = (
+            F.adaptive_max_pool2d(large, 3).sum() + F.conv3d(image.transpose(0, 1)[None], sx.ones(1, 1, 2, 2, 2)).sum()
+        )
+        squares = image[:, 0]
+        causal = squares.masked_fill(sx.triu(sx.ones(4, 4), 1).bool(), float("-inf")).softmax(-1).tril(-1)
+        traces = sx.einsum("bii->b", squares).sum() + sx.diagonal(squares, 0, 1, 2).sum()
+        inverse = sx.linalg.inv(causal @ causal.transpose(1, 2) + sx.eye(4)).sum()
+        return windows.sum() + pooled + causal.sum() + traces + inverse
+
+    step = capture(scores)
+    return step, lambda i: step(sx.cat([BATCHES[i % 6][0]] * 2, 1)[: 4 + 4 * (i > 20)] * 1.0)
+
+
 class Settings:
     scale = 1.0
 

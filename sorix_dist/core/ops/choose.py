@@ -9,6 +9,7 @@ import numpy as np
 
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import named
+from sorix_dist.core.capture import host, of_shapes
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.op import op
 from sorix_dist.core.ops.axes import along, along_axis, axes_of, axis_of, with_ones
@@ -91,8 +92,13 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     if np.size(value) != 1:
         raise ValueError(f"masked_fill: value must be one number, got shape {shape_of(value)}")
     kind = ndarray_of(input).dtype
-    filled = value.astype(kind) if isinstance(value, Tensor) else Tensor.of(np.asarray(value).astype(kind).reshape(()))
+    filled = value.astype(kind) if isinstance(value, Tensor) else Tensor.of(_number(value, kind))
     return where(mask if isinstance(mask, Tensor) else flags, filled, input)
+
+
+@host
+def _number(value: Any, kind: Any) -> Array:
+    return np.asarray(value).astype(kind).reshape(())
 
 
 def tril(input: Any, diagonal: int = 0) -> Any:
@@ -112,7 +118,7 @@ def _triangle(name: str, input: Any, mask: Callable[[int, int], Array]) -> Any:
     if place is not None and place.axis >= len(shape) - 2:  # rows of the batch are rows or columns of the matrix
         input = whole(input, name)
     zero = False if ndarray_of(input).dtype == np.bool_ else 0
-    return select(input, zero, condition=mask(*shape_of(input)[-2:]))
+    return select(input, zero, condition=of_shapes(mask(*shape_of(input)[-2:])))
 
 
 class ValuesAndIndices(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import as_list
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
+from sorix_dist.core.capture import of_shapes
 from sorix_dist.core.graph import recording
 from sorix_dist.core.op import as_operand, op
 from sorix_dist.core.ops.axes import along, axis_of, parts_along, refused
@@ -221,7 +222,7 @@ def pad(input: Any, pad: Sequence[int], mode: str = "constant", value: float = 0
                     f"pad: {mode} can add at most {limit or 0} to a dimension of {length}, got {max(a, b)}"
                 )
             places = np.pad(np.arange(length), (a, b), mode=MODES[mode])  # type: ignore[call-overload]
-            input = index_select(input, axis, places)
+            input = index_select(input, axis, of_shapes(places))
     return input
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import rules
+from sorix_dist.core.capture import of_shapes
 from sorix_dist.core.expected import beside_rows
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.op import as_operand, op
@@ -336,7 +337,7 @@ def _plain(term: str, tensor: Tensor, sizes: dict[str, int]) -> tuple[str, Tenso
         places = [i for i, other in enumerate(term) if other == letter]
         if len(places) > 1:
             rest = [i for i in range(len(term)) if i not in places]
-            diagonal = (np.arange(sizes[letter]),) * len(places)
+            diagonal = (of_shapes(np.arange(sizes[letter])),) * len(places)
             tensor = take(permute_to(tensor, axes=(*places, *rest)), index=diagonal)
             term = letter + "".join(term[i] for i in rest)
     return term, tensor

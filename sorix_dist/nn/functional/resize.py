@@ -12,7 +12,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import at_least, in_range, one_of
-from sorix_dist.core.capture import host
+from sorix_dist.core.capture import host, of_shapes
 from sorix_dist.core.create import as_tensor
 from sorix_dist.core.ops.choose import where
 from sorix_dist.core.ops.elementwise import add, half_in_float32, remainder
@@ -73,7 +73,8 @@ def interpolate(
         scale = length / count if scale_factor is None or recompute_scale_factor else 1 / number
         if mode.startswith("nearest"):
             shift = 0.5 if mode == "nearest-exact" else 0.0
-            x = index_select(x, axis, np.minimum(np.floor((np.arange(count) + shift) * scale).astype(int), length - 1))
+            places = np.floor((np.arange(count) + shift) * scale).astype(int)
+            x = index_select(x, axis, of_shapes(np.minimum(places, length - 1)))
             continue
         if align_corners:
             places = np.arange(count) * ((length - 1) / max(1, count - 1))
@@ -83,7 +84,9 @@ def interpolate(
         low = np.floor(places).astype(int)
         share = (places - low).reshape(-1, *(1 for _ in x.shape[axis + 1 :])).astype(x.array.dtype)
         weights = _cubic(share) if mode == "bicubic" else {0: 1 - share, 1: share}
-        near = (index_select(x, axis, np.clip(low + i, 0, length - 1)) * w for i, w in weights.items())
+        near = (
+            index_select(x, axis, of_shapes(np.clip(low + i, 0, length - 1))) * of_shapes(w) for i, w in weights.items()
+        )
         x = reduce(add, near)
     return x
 

@@ -15,6 +15,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_int, at_least, named, unsupported
 from sorix_dist.core.arrange import index_add, scatter, unflatten
+from sorix_dist.core.capture import of_shapes
 from sorix_dist.core.create import as_tensor, zeros, zeros_like
 from sorix_dist.core.ops import activation, conv, pool
 from sorix_dist.core.ops.indexing import take
@@ -88,7 +89,7 @@ def conv3d(
     if count < 1:
         raise ValueError(f"conv3d: weight {tuple(w.shape)} does not fit into the padded input {tuple(x.shape)}")
     # The slices under a kernel's depth become channels of an image.
-    slices = np.add.outer(np.arange(count) * step, np.arange(depth) * spacing)
+    slices = of_shapes(np.add.outer(np.arange(count) * step, np.arange(depth) * spacing))
     batch, channels, _, height, width = x.shape
     windows = x.permute(0, 2, 1, 3, 4)[:, slices].permute(0, 1, 3, 2, 4, 5)
     images = windows.reshape(batch * count, channels * depth, height, width)
@@ -268,9 +269,7 @@ def adaptive_max_pool2d(input: Any, output_size: Any, return_indices: bool = Fal
         starts, ends = np.arange(count) * length // count, -(-np.arange(1, count + 1) * length // count)
         reach = np.arange((ends - starts).max())
         places.append(np.minimum(starts[:, None] + reach, ends[:, None] - 1))
-    rows, columns = places
-    windows = take(x, index=(slice(None), slice(None), rows[:, None, :, None], columns[:, None]))
-    largest: Tensor = flatten(windows, 4, 5).max(-1).values
+    largest: Tensor = flatten(_windows(x, *places), 4, 5).max(-1).values
     return largest
 
 
@@ -339,14 +338,19 @@ def _window_places(name: str, sizes: Any, kernel: Pair, spacing: Pair, step: Pai
     return places
 
 
+def _windows(images: Any, rows: Any, columns: Any) -> Any:
+    """The pixels (N, C, a, c, b, d) of windows at rows (a, b) and columns (c, d) of images."""
+    rows, columns = of_shapes(rows[:, None, :, None]), of_shapes(columns[:, None])
+    return take(images, index=(slice(None), slice(None), rows, columns))
+
+
 @_also_unbatched(4)
 def unfold(input: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
     """The windows of images (N, C, H, W) as columns (N, C * kH * kW, windows)."""
     kernel, spacing = pair("unfold", "kernel_size", kernel_size, 1), pair("unfold", "dilation", dilation, 1)
     around, step = pair("unfold", "padding", padding, 0), pair("unfold", "stride", stride, 1)
     padded = pad(input, (around[1], around[1], around[0], around[0]))
-    places = _window_places("unfold", shape_of(padded)[2:], kernel, spacing, step)
-    windows = take(padded, index=(slice(None), slice(None), places[0][:, None, :, None], places[1][:, None]))
+    windows = _windows(padded, *_window_places("unfold", shape_of(padded)[2:], kernel, spacing, step))
     return flatten(flatten(windows, 4, 5), 1, 3)
 
 
