@@ -12,7 +12,7 @@ from sorix_dist.core import autograd, functions, in_place
 from sorix_dist.core import dtype as types
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.arguments import raise_for_device
-from sorix_dist.core.capture import outside, recorders
+from sorix_dist.core.capture import outside
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
@@ -107,8 +107,7 @@ def _iterate(self: Tensor) -> Any:
 
 
 def _contains(self: Tensor, value: Any) -> bool:
-    if recorders:
-        outside("`in` reads the numbers of a tensor inside of the step")
+    outside("`in` reads the numbers of a tensor inside of the step")
     return bool(np.any(whole(self, "in").array == array_of(value)))
 
 

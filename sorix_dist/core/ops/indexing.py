@@ -9,7 +9,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
-from sorix_dist.core.capture import host, outside, recorders
+from sorix_dist.core.capture import host, outside
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused, rows_named_by
 from sorix_dist.core.ops.elementwise import add, cast
@@ -254,8 +254,7 @@ def masked_select(input: Any, mask: Any) -> Any:
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
-    if recorders:
-        outside("elements are selected by a mask, so that their number follows from values: use where()")
+    outside("elements are selected by a mask, so that their number follows from values: use where()")
     full = expand_to(bare(input), shape=shape)
     return take(full if place is None else tagged(full, place), index=np.broadcast_to(flags, shape))
 
