@@ -39,8 +39,6 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return rules.partial_product(apply, inputs, options)
     (x, y), (a, b) = inputs, map(rules.placement_of, inputs)
     lead = a or b
-    if lead is None:
-        return None
     dims_x, dims_y = len(shape_of(x)), len(shape_of(y))
     x_contracted, y_contracted = a and a.axis == dims_x - 1, b and b.axis == dims_y - 2
     at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
