@@ -48,7 +48,8 @@ def main(arguments: Any) -> int:
             if ranks == 1 and not backwards:
                 print(
                     "compare: the script made no backward of a model that is wrapped in DistributedDataParallel, or "
-                    "in other processes, as by sx.run: call the function that trains in the script itself"
+                    "in other processes, as by sx.run: call the function that trains in the script itself. "
+                    "autograd.grad is not compared"
                 )
                 return DIFFERENT
             found.append(backwards)

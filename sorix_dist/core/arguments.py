@@ -16,6 +16,7 @@ import numpy as np
 from numpy.exceptions import AxisError
 
 from sorix_dist.core.dtype import or_float32
+from sorix_dist.core.own_numbers import warn_of_given
 
 
 class device:  # noqa: N801 (PyTorch's name)
@@ -103,6 +104,7 @@ def as_bool(name: str, value: Any) -> bool:
 def as_number(name: str, value: Any) -> float:
     """A number, or an array or tensor of one, as a float; TypeError, with `name`, for anything else."""
     try:
+        warn_of_given(name, value)
         number = value.item() if hasattr(value, "item") else value
         if not isinstance(number, str | bytes):
             return float(number)

@@ -46,6 +46,7 @@ class BatchNumber:
 
     def __float__(self) -> float:
         if self.everywhere is None:
+            _warn_of_plain("float()", self.own)
             return float(self.own)
         _note_copy()
         return float(self.everywhere)
@@ -57,7 +58,9 @@ class BatchNumber:
                 "arrays of it would differ on every number of ranks. Use it as it is, sx.global_rows(x), or len(x) "
                 "for this rank's rows [docs: own-numbers]"
             )
-        if self.everywhere is not None:
+        if self.everywhere is None:
+            _warn_of_plain("int()", self.own)
+        else:
             _note_copy()
         return int(self.own)
 
@@ -180,11 +183,23 @@ class BatchFloat(BatchNumber, float):
         return float.__float__(self)
 
 
+def _is_users() -> bool:
+    """Whether a program calls float() or int(), and not this package, such as a Recorder."""
+    return not sys._getframe(3).f_globals.get("__name__", "").startswith("sorix_dist.")
+
+
 def _note_copy() -> None:
-    """Notes that a caller of float() or int() has a plain number of the global batch from here on. Text is none, and
-    what this package converts itself, such as a Recorder, is not the user's."""
-    if not sys._getframe(2).f_globals.get("__name__", "").startswith("sorix_dist."):
+    """Notes that a program has a plain number of the global batch from here on. Text is none."""
+    if _is_users():
         current_group().note_copy()
+
+
+def _warn_of_plain(call: str, own: float) -> None:
+    if _is_users():
+        current_group().warn(
+            f"{call} of {own}, which follows from this rank's rows alone, as the length of what a mask has selected "
+            "does: sx.global_value(x) and mask.sum() are those of the global batch [docs: own-numbers]"
+        )
 
 
 def number(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from sorix_dist.core.batch_numbers import DRAWING, of_batch, others_draw
+from sorix_dist.core.batch_numbers import DRAWING, BatchNumber, of_batch, others_draw
 from sorix_dist.core.calling_code import is_argument, is_kept_in_a_list, is_operand, is_shown
 from sorix_dist.core.placement import SUM, Deferred, Partial, Shard, current_group, refuse_value
 
@@ -79,6 +79,25 @@ def refuse_one_of_many(tensor: Any) -> None:
                 f"this rank has one of the {place.total} rows of the batch, so its number differs on every number of "
                 "ranks: sx.global_value(x) gives all rows [docs: own-numbers]"
             )
+
+
+def is_of_part(x: Any) -> bool:
+    """Whether a number, or a sum or a mean over rows, is known of this rank's rows alone."""
+    if isinstance(x, BatchNumber):
+        return x.everywhere is None
+    place = getattr(x, "place", None)
+    partial = isinstance(place, Partial) and place.group.parts > 1 and not place.group.isolated
+    return partial and not hasattr(x, "complete")
+
+
+def warn_of_given(name: str, value: Any, rows: bool = False) -> None:
+    """Warns of what this package shows or saves, if it is of this rank's rows alone; rows: or if it is these."""
+    place = getattr(value, "place", None) if rows else None
+    if is_of_part(value) or (isinstance(place, Shard) and not place.group.single):
+        current_group().warn(
+            f"{name} is that of this rank's rows alone, as a mean over rows is before its backward(): "
+            "sx.global_value(x) is that over the global batch [docs: own-numbers]"
+        )
 
 
 def warn_of_part(tensor: Any, what: str) -> None:

@@ -341,7 +341,7 @@ class Tensor(Bound):
         return format(self.item() if not self.array.ndim or (spec and self.array.size == 1) else str(self), spec)
 
     def __repr__(self) -> str:
-        text = np.array2string(self.visible, separator=", ", prefix="tensor(")
+        text = np.array2string(self._given_as("text"), separator=", ", prefix="tensor(")
         plain = self.array.size and self.array.dtype in (np.float32, np.int64, np.bool_)
         dtype = "" if plain else f", dtype={self.dtype}"
         return f"tensor({text}{dtype}{', requires_grad=True' if self.requires_grad else ''})"

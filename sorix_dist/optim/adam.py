@@ -6,6 +6,7 @@ Options, defaults and formulas are those of PyTorch's documentation (`torch.opti
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from math import sqrt
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +22,15 @@ from sorix_dist.optim.state import Buffers, Scratch
 
 def average_into(average: Array, value: Array, decay: float, spare: Array) -> None:
     """average = decay average + (1 - decay) value, in place; `value` may be `spare`."""
-    np.multiply(value, scalar(1 - decay, value.dtype), spare)
-    average *= scalar(decay, average.dtype)
+    kept, added = _shares(decay, spare.dtype)
+    np.multiply(value, added, spare)
+    average *= kept
     average += spare
+
+
+@lru_cache(maxsize=64)
+def _shares(decay: float, dtype: Any) -> tuple[Array, Array]:
+    return scalar(decay, dtype), scalar(1 - decay, dtype)
 
 
 class _Adam(Optimizer):
@@ -44,7 +51,7 @@ class _Adam(Optimizer):
     def _average_moments(self, grad: Array, buffers: Buffers, spare: Array, group: Group) -> None:
         beta1, beta2 = map(float, group["betas"])
         average_into(buffers["exp_avg"], grad, beta1, spare)
-        average_into(buffers["exp_avg_sq"], np.multiply(grad, grad, out=spare), beta2, spare)
+        average_into(buffers["exp_avg_sq"], np.multiply(grad, grad, spare), beta2, spare)
 
 
 class Adam(_Adam):
@@ -72,7 +79,7 @@ class Adam(_Adam):
         super().__init__(params, lr, weight_decay, ignored=ignored, **options, maximize=maximize)
 
     def buffers(self, group: Group) -> tuple[str, ...]:
-        return (*super().buffers(group), *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
     def update(self, data: Array, grad: Array, buffers: Buffers, scratch: Scratch, group: Group, step: int) -> None:
         spare, decayed = scratch

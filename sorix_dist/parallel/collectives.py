@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from sorix_dist.comm import CollectiveMismatch
 from sorix_dist.comm.protocol import Op
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
@@ -63,8 +64,8 @@ def _refuse_global() -> None:
     if world().size > 1:
         raise RuntimeError(
             "all_reduce: x has a number for the global batch on every rank already, as a maximum over rows, a constant "
-            f"and sx.replicated() are: a sum would count it {world().size} times. Leave the sum out, or sum len(x) "
-            "[docs: own-numbers]"
+            f"and sx.replicated() are: a sum would count it {world().size} times. sx.global_value(x) gives it in "
+            "both modes, reproducible or not; or sum len(x) [docs: own-numbers]"
         )
 
 
@@ -110,7 +111,11 @@ def all_gather(x: Any) -> list[Any]:
     shape on all ranks. ValueError if the batch axis is merged with others.
     """
     if isinstance(x, np.ndarray):
-        return list(world().all_gather(np.ascontiguousarray(x)))
+        try:
+            return list(world().all_gather(np.ascontiguousarray(x)))
+        except CollectiveMismatch as error:
+            error.add_note("all_gather: a tensor, as sx.tensor(x), or a list may have another length on each rank")
+            raise
     if not isinstance(x, Tensor):
         return gather_objects(x)
     if isinstance(x.place, Tally) and x.place.own is not None:

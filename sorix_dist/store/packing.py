@@ -15,6 +15,7 @@ import numpy as np
 
 from sorix_dist import nn
 from sorix_dist.core import Tensor
+from sorix_dist.core.own_numbers import warn_of_given
 from sorix_dist.core.random import Draws
 from sorix_dist.core.tensor import array_of
 from sorix_dist.store.tensorfile import DTYPES, Array
@@ -70,6 +71,7 @@ class _Packer:
         """The JSON of a value at `path`, whose arrays get names that begin with `name`."""
         if depth > DEPTH:
             raise ValueError(f"save: {path[:80]}… is nested deeper than {DEPTH} levels, or contains itself")
+        warn_of_given(f"save: {path}", value, rows=True)
         if isinstance(value, np.generic):
             value = value.item()
         if value is None or isinstance(value, bool | int | float | str):

@@ -21,7 +21,7 @@ from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
 from sorix_dist.parallel.accumulation import abandon
 from sorix_dist.train.audit import Audit, difference_of, forgotten
-from sorix_dist.train.fingerprint import Fingerprint, arrays_of, form_of, inside, modules, state_of, within
+from sorix_dist.train.fingerprint import Fingerprint, arrays_of, inside, likeness, modules, state_of, within
 from sorix_dist.train.step_reads import Reads, Watched, followed
 
 RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
@@ -93,7 +93,7 @@ class CompiledStep:
         return CompiledStep, (self.step,)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        if self._mode == "off" or get_ident() in recorders:  # inside of another one it is a part of that
+        if self._mode == "off" or (recorders and get_ident() in recorders):  # in another one it is a part of that
             return self.step(*args, **options)
         entry = None if options else self._repeated(args)
         if entry is not None:
@@ -119,8 +119,8 @@ class CompiledStep:
                 self._give_up(entry, refusal if _LINE.search(refusal) else f"{refusal} ({_line_of(self.step)})")
         if entry.program is None:
             return self._record(entry, values, args, options)
-        if self._reads and not (options or self._state.arrays) and (form := form_of(args)) is not None:
-            self._last = entry, form, self._around(), self._reads.changing(self._named)
+        if self._reads and not (options or self._state.arrays) and (like := self._likeness(entry, args)):
+            self._last = entry, like, self._around(), self._reads.changing(self._named)
         return self._run(entry, values, args, options)
 
     def _run(self, entry: _Entry, values: Sequence[Any], args: Any, options: Any) -> Any:
@@ -139,13 +139,21 @@ class CompiledStep:
         """What a program depends on beside the arguments and what the step reads."""
         return version(), flat.version(), recording.get()
 
+    def _likeness(self, entry: _Entry, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], bool] | None:
+        """The function that tells whether a call is like this one; it is made once, which takes long."""
+        if entry.reads is not self._reads:
+            assert self._reads is not None
+            entry.like, entry.reads = likeness(args, self._reads.steady(self._named)), self._reads
+        return entry.like if entry.like is not None and entry.like(args) else None
+
     def _repeated(self, args: tuple[Any, ...]) -> _Entry | None:
         """The entry of the last call if this one is like it, which is found sooner than by a key; else None."""
-        if self._last is None or self._reads is None:
+        if self._last is None:
             return None
-        entry, form, around, (changing, state) = self._last
-        like = form_of(args) == form and self._around() == around and self._reads.gives(self._named)
-        return entry if like and (not changing or self._reads.state(changing).leaves == state.leaves) else None
+        entry, like, around, (changing, state) = self._last
+        if not like(args) or self._around() != around:
+            return None
+        return entry if not changing or entry.reads.state(changing).leaves == state.leaves else None
 
     def _key(self, args: Any, options: Any) -> tuple[Any, Fingerprint, list[Any]]:
         """What a program of this call depends on, the fingerprint of its arguments, and their tensors and arrays."""
@@ -263,6 +271,8 @@ class _Entry:
         self.alive = alive  # so that no other objects get their ids
         self.recorder: StepRecorder | None = None
         self.recordings = self.runs = 0
+        self.like: Callable[[tuple[Any, ...]], bool] | None = None  # see `likeness`
+        self.reads: Any = None  # for which it was made
         self.program: Callable[..., Any] | None = None
         self.given_up = False
 

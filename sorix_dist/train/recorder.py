@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from sorix_dist.core.arguments import as_int, as_path, described
+from sorix_dist.core.own_numbers import warn_of_given
 from sorix_dist.parallel.world import communicator
 from sorix_dist.store.files import check_is_file, make_folders, write_whole
 
@@ -153,6 +154,7 @@ def _plain(name: str, value: Any) -> Any:
     """A value that JSON can hold; infinities and NaN become texts."""
     if value is None or isinstance(value, str | bool):
         return value
+    warn_of_given(f"Recorder.log: {name}", value)
     try:
         number = value.item() if hasattr(value, "item") else value
         if isinstance(number, int | np.integer):

@@ -51,19 +51,25 @@ class Reads:
             self._follow_owners(everything=True)
             self.refusal = refusal
         self.copies = bool(self._names & COPIES)
-        reads = enumerate(read for _, read in self.sources)
-        self._changing = [(i, read) for i, read in reads if getattr(read, "func", None) is not _itself]
+        reads: Any = enumerate(read for _, read in self.sources)
+        self._changing: list[tuple[int, Any]] = [
+            (i, read) for i, read in reads if getattr(read, "func", None) is not _itself
+        ]
 
     def now(self) -> list[Any]:
         """The objects that are read."""
         return [read() for _, read in self.sources]
 
-    def gives(self, named: list[Any]) -> bool:
-        """Whether `now` would give these objects again."""
-        for i, read in self._changing:  # noqa: SIM110 (faster)
-            if read() is not named[i]:
-                return False
-        return True
+    def steady(self, named: list[Any]) -> list[tuple[str, Any, Any]]:
+        """What `now` reads anew each time, as `likeness` takes it."""
+        found = []
+        for i, read in self._changing:
+            function, expression, thing = getattr(read, "func", None), "{}()", read
+            if function is _of_cell or function is getattr:
+                thing, name = (*read.args, "cell_contents")[:2]
+                expression = f"{{}}.{name}"
+            found.append((expression, thing, named[i]))
+        return found
 
     def state(self, named: list[Any]) -> Fingerprint:
         """The state of what `now` gave."""

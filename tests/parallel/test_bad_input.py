@@ -12,7 +12,7 @@ import pytest
 
 import sorix_dist as sx
 from sorix_dist import nn, optim
-from sorix_dist.comm import run_threads
+from sorix_dist.comm import CollectiveMismatch, run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel.everywhere import on_all_ranks
 
@@ -337,6 +337,15 @@ def test_what_does_not_fit_a_batch(act, error, message):
             act(model, x)
 
     on_all_ranks(work, error, message)
+
+
+def test_arrays_of_another_length_on_each_rank_are_gathered_as_tensors_or_lists():
+    with pytest.raises(CollectiveMismatch) as caught:
+        run_threads(lambda: sx.all_gather(np.ones(sx.rank() + 1)), 2)
+    assert any("a tensor, as sx.tensor(x), or a list" in note for note in caught.value.__notes__)
+    for convert in (sx.tensor, list):
+        found = run_threads(lambda convert=convert: sx.all_gather(convert(np.ones(sx.rank() + 1))), 2)
+        assert [[len(part) for part in parts] for parts in found] == [[1, 2]] * 2
 
 
 @pytest.mark.parametrize("value", [[1, 2], "a", None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import sorix_dist as sx
-from sorix_dist import nn
+from sorix_dist import nn, optim
 from sorix_dist.comm import run_threads
 from sorix_dist.utils.data import DataLoader, Dataset
 from tests.support.parallel import in_place, modules, papers  # noqa: F401 (they register programs)
@@ -120,6 +121,10 @@ def half(x):
     return 0.5 * len(x)
 
 
+def plateau():
+    return optim.lr_scheduler.ReduceLROnPlateau(optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1))
+
+
 @pytest.mark.parametrize("number", [float, bool, lambda x: x.item(), lambda x: f"{x:.3f}"])
 def test_one_row_on_each_rank_is_no_number(number):
     on_all_ranks(lambda: number(outputs()), ValueError, "one of the 3 rows of the batch")
@@ -159,6 +164,21 @@ def test_a_number_of_a_sum_over_rows_is_said_to_be_this_ranks(ranks):
         (lambda: np.asarray(outputs().sum(0)), "NumPy's array of a sum over rows"),
         (lambda: len((x := outputs())[x > 0]), "len() of what a mask has selected"),
         (lambda: sx.all_reduce(outputs().square().mean().detach()), "all_reduce of a mean over rows"),
+        (lambda: str(outputs().mean(0)), "text of a mean over rows"),
+        (lambda: float((x := outputs())[x > 0].shape[0]), "of what a mask has selected"),
+        (lambda: int((x := outputs())[x > 0].numel()), "of what a mask has selected"),
+        (lambda: sx.progress([0]).log(loss=outputs().mean()), "bar.log: loss is that of this rank's rows"),
+        (lambda: sx.metrics.Mean().update(outputs().mean()), "the value of a metric is that of this rank's rows"),
+        (
+            lambda: sx.metrics.Mean().update(outputs().mean().item()),
+            "the value of a metric is that of this rank's rows",
+        ),
+        (
+            lambda: plateau().step(outputs().mean().item()),
+            "ReduceLROnPlateau.step: metrics is that of this rank's rows",
+        ),
+        (lambda: sx.save({"best": outputs().mean().item()}, io.BytesIO()), "save: obj['best'] is that of this rank's"),
+        (lambda: sx.save([outputs()], io.BytesIO()), "save: obj[0] is that of this rank's rows"),
         (lambda: (x := outputs()).topk(len(x))[0].sum(), "positions among the 3 rows of all ranks"),
         (lambda: (x := outputs(), i := sx.randperm(x.shape[0]), *(i[n : n + 1] for n in range(len(x)))), "positions"),
     ],

@@ -135,10 +135,28 @@ def in_places_that_follow_from_shapes(capture):
         causal = squares.masked_fill(sx.triu(sx.ones(4, 4), 1).bool(), float("-inf")).softmax(-1).tril(-1)
         traces = sx.einsum("bii->b", squares).sum() + sx.diagonal(squares, 0, 1, 2).sum()
         inverse = sx.linalg.inv(causal @ causal.transpose(1, 2) + sx.eye(4)).sum()
-        return windows.sum() + pooled + causal.sum() + traces + inverse
+        diagonals = sx.diag(sx.diag(squares[0])) * 2
+        return windows.sum() + pooled + causal.sum() + traces + inverse + diagonals.sum()
 
     step = capture(scores)
     return step, lambda i: step(sx.cat([BATCHES[i % 6][0]] * 2, 1)[: 4 + 4 * (i > 20)] * 1.0)
+
+
+@case()
+def in_a_place_for_each_row(capture):
+    weights = [2.0, 1.0]
+
+    def picked(x: Any, y: Any) -> Any:
+        weights_of_rows = sx.where(y > 0, *weights)
+        return (x[range(len(x)), y] * weights_of_rows).sum() + x[sx.arange(x.shape[0]), y].sum()
+
+    step = capture(picked)
+
+    def call(i):
+        weights[0] = 2.0 + i // 12
+        return step(BATCHES[i % 6][0], BATCHES[i % 6][1] % 2)
+
+    return step, call
 
 
 class Settings:
@@ -225,6 +243,33 @@ def in_a_small_array(capture):
     def call(i):
         weights[0] = 1.0 + i // 12
         return step(BATCHES[0][0])
+
+    return step, call
+
+
+@case()
+def more_arguments_or_the_same_one_twice(capture):
+    x, other = BATCHES[0][0], BATCHES[1][0]
+    step = capture(lambda x, y=None: x * 2 if y is None else x - y * 2)
+    calls = [(x,), (x, other), (x, x), (x, other), (other,)]
+    return step, lambda i: step(*calls[i // 8])
+
+
+@case()
+def of_a_name_that_loses_its_value(capture):
+    scale = 2.0
+    step = capture(lambda x: x * scale)
+
+    def call(i):
+        nonlocal scale
+        if i == 12:
+            del scale
+        elif i == 13:
+            scale = 3.0
+        try:
+            return step(BATCHES[0][0])
+        except NameError as error:
+            return str(error)
 
     return step, call
 

@@ -120,6 +120,7 @@ ROWS: dict[str, Row] = {
     "attrgetter": (Box, attribute, operator.attrgetter("v"), None),
     "methodcaller": (Box, attribute, operator.methodcaller("get"), None),
     "getattr": (Box, attribute, lambda x: getattr(x, "v"), None),  # noqa: B009
+    "getattr beside functions of the package": (Box, attribute, lambda x: F.relu and getattr(x, "v"), None),  # noqa: B009
     "UserDict": (lambda: collections.UserDict(v=1.0), key, lambda x: x["v"], None),
     "UserList": (lambda: collections.UserList([1.0]), first, lambda x: x[0], None),
     "ChainMap": (lambda: collections.ChainMap({"v": 1.0}), key, lambda x: x["v"], None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -128,6 +129,22 @@ def test_an_epoch_in_the_loop_of_a_user() -> None:
     assert len({loss for loss, _, _ in got}) == 1
     assert len({right for _, _, right in got}) == 1
     assert all(math.isclose(mean, got[0][0], rel_tol=1e-12) for _, mean, _ in got)
+
+
+def test_means_of_this_ranks_rows_count_by_them() -> None:
+    """As means of batches that are weighted by their rows, though no backward has made the means global."""
+    x = np.random.default_rng(0).standard_normal(50)
+
+    def mean() -> float:
+        tensors, numbers = sx.metrics.Mean(), sx.metrics.Mean()
+        for xb in DataLoader(Dataset(x), batch_size=7):
+            tensors.update(xb.mean(), xb.shape[0])
+            numbers.update((xb**2).mean().item(), xb.size(0))
+        return tensors.compute() + numbers.compute()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(run_threads(mean, 3), [x.mean() + (x**2).mean()] * 3, rtol=1e-12)
 
 
 def test_classes_in_the_second_axis() -> None:

@@ -34,7 +34,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     if ndarray_of(condition).dtype != np.bool_:
         raise TypeError(f"where: condition must hold bools, got {ndarray_of(condition).dtype}; compare it, as by != 0")
     if isinstance(x, int | float) and isinstance(y, int | float):
-        x = np.asarray(x, common_dtype((x, y)))
+        x = _number(x, common_dtype((x, y)))
     if all(shard_of(operand) is None for operand in (condition, x, y)):
         return select(x, y, condition=ndarray_of(whole(condition, "where")))
     operands, place = aligned_operands("where", whole_sums((condition, x, y), "where"))

@@ -135,11 +135,11 @@ def _of_concatenated(place: Shard, part: slice, length: int, axis: int) -> Shard
 
 
 def key_of(key: Any) -> Any:
-    """An index with tensors and lists replaced by arrays."""
+    """An index with tensors, ranges and lists replaced by arrays."""
     if isinstance(key, tuple):
         return tuple(key_of(k) for k in key)
-    if isinstance(key, list):
-        return _of_list(key)
+    if isinstance(key, range | list):
+        return _of_list([*key])
     if isinstance(key, Tensor):
         key = key.array
         if key.dtype == np.uint8:

@@ -9,7 +9,7 @@ import numpy as np
 from sorix_dist.core import rules
 from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.batch_numbers import is_of_batch, of_all
-from sorix_dist.core.capture import host, outside
+from sorix_dist.core.capture import host, of_shapes, outside, recorders
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.axes import along, axis_of, refused, rows_named_by
 from sorix_dist.core.ops.elementwise import add, cast
@@ -122,10 +122,12 @@ def _index_by_rows(input: Any, key: tuple[Any, ...]) -> Any:
             return take(input, index=key_of(key))
     if place is not None and len(key) == len(arrays) == 2 and place.axis == 0 and (rows is None or rows.axis == 0):
         other = ndarray_of(key[1])
-        if place.batch.known is not None and other.shape == (place.total,):
+        if place.batch.known is not None and other.shape == (place.total,) != (place.held,):
             other = other[place.rows.start : place.rows.stop]
         if other.shape == (place.held,) and _numbers_each(place, key[0]):
-            return tagged(take(bare(input), index=(np.arange(place.held), other)), place)
+            if recorders:
+                _must_number_each(place, ndarray_of(key[0]))
+            return tagged(take(bare(input), index=(of_shapes(np.arange(place.held)), other)), place)
     if place is not None and names_rows_of_all(place, parts):
         return index(whole(input, "indexing"), key)
     return take(input, index=key_of(tuple(whole(part, "indexing") for part in key)))
@@ -151,6 +153,15 @@ def _numbers_each(place: Shard, numbers: Any) -> bool:
         return rules.on_every_rank(rows, np.array_equal(array - place.rows.start, np.arange(place.held)))
     of_all = place.batch.known is not None and array.shape == (place.total,)
     return np.array_equal(array, np.arange(place.total if of_all else place.held))
+
+
+@host
+def _must_number_each(place: Shard, numbers: Any) -> None:
+    if not _numbers_each(place, numbers):
+        raise RuntimeError(
+            "compile: an index along the rows of the batch must hold their numbers in order, as it did when the step "
+            "was captured: set SORIX_DIST_COMPILE=off"
+        )
 
 
 def _looked_up(table: Any, parts: list[Any]) -> Any:
@@ -288,13 +299,14 @@ def diag(input: Any, diagonal: int = 0, device: Any = "cpu", requires_grad: bool
     if len(shape) not in (1, 2):
         raise ValueError(f"diag: input must be a vector or a matrix, got shape {shape}")
     above, below = max(diagonal, 0), max(-diagonal, 0)
-    if len(shape) == 1:
-        indices = np.arange(shape[0])
+    vector = len(shape) == 1
+    indices = np.arange(shape[0] if vector else max(0, min(shape[0] - below, shape[1] - above)))
+    places = of_shapes(indices + below), of_shapes(indices + above)
+    if vector:
         size = shape[0] + above + below
-        result = scatter_add_to(input, index=(indices + below, indices + above), shape=(size, size))
+        result = scatter_add_to(input, index=places, shape=(size, size))
     else:
-        indices = np.arange(max(0, min(shape[0] - below, shape[1] - above)))
-        result = take(input, index=(indices + below, indices + above))
+        result = take(input, index=places)
     if dtype is not None:
         result = cast(result, dtype)
     return result.detach().requires_grad_() if requires_grad else result

@@ -17,6 +17,8 @@ import numpy as np
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_state
+from sorix_dist.core.batch_numbers import BatchInt
+from sorix_dist.core.own_numbers import is_of_part, warn_of_given
 from sorix_dist.core.tensor import Array, as_array
 from sorix_dist.parallel.world import communicator
 
@@ -178,8 +180,13 @@ class Mean(Metric):
         """Adds a number of this weight, or every element of a tensor or array, with this weight each.
 
         weight: a finite number >= 0, or an array of them of the shape of value; ValueError otherwise. Values of weight
-        0 are ignored, also NaN such as the mean loss of no rows.
+        0 are ignored, also NaN such as the mean loss of no rows. A mean over rows before its backward, which is this
+        rank's, counts by the rows of this rank if weight is x.shape[0] or len(x).
         """
+        if isinstance(weight, BatchInt) and is_of_part(value):
+            weight = weight.own  # this rank's mean and its rows
+        elif isinstance(weight, int) and weight == 1:
+            warn_of_given("the value of a metric", value)
         values, weights = _numbers("value", value), _numbers("weight", weight)
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise ValueError(f"weight must be finite and >= 0, got {weight!r}")
