@@ -85,8 +85,7 @@ def uncaptured(function: Function) -> Function:
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        if recorders:
-            outside(f"{function.__name__} can't be captured")
+        outside(f"{function.__name__} can't be captured")
         return function(*args, **options)
 
     return call  # type: ignore[return-value]

@@ -76,37 +76,27 @@ def _drawn(self: Tensor, numbers: Any) -> Tensor:
     return in_place.copy_(self, Tensor(np.asarray(numbers)))
 
 
-def _by_row(self: Tensor, by_row: Callable[..., Any], stream: Callable[..., Any]) -> Any:
-    """Random numbers in the shape of a tensor; those of rows of a batch follow from their index in the global batch."""
-    rows, shape = shard_of(self), self.array.shape
-    if rows is None:
-        create.warn_of_own_rows(shape)
-        return stream(shape)
-    return by_row(shape, rows)
-
-
 def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Numbers drawn uniformly from [low, high), in place."""
+    """Numbers drawn uniformly from [low, high), in place; of rows of a batch by their index in the global batch."""
     low, high = create.number_of(low), create.number_of(high)
-    drawn = _by_row(self, random.uniform_by_row, random.generator().random)
-    return _drawn(self, low + (high - low) * drawn)
+    return _drawn(self, low + (high - low) * random.uniform(self.array.shape, shard_of(self)))
 
 
 def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Numbers drawn from a normal distribution, in place."""
-    drawn = _by_row(self, random.normal_by_row, random.generator().standard_normal)
-    return _drawn(self, create.number_of(mean) + create.number_of(std) * drawn)
+    """Numbers drawn from a normal distribution, in place, as `uniform_` draws."""
+    mean, std = create.number_of(mean), create.number_of(std)
+    return _drawn(self, mean + std * random.normal(self.array.shape, shard_of(self)))
 
 
 def bernoulli_(self: Tensor, p: float = 0.5) -> Tensor:
-    """1 with probability p, else 0, in place."""
-    return _drawn(self, _by_row(self, random.uniform_by_row, random.generator().random) < p)
+    """1 with probability p, else 0, in place, as `uniform_` draws."""
+    return _drawn(self, random.uniform(self.array.shape, shard_of(self)) < p)
 
 
 def random_(self: Tensor, *bounds: int) -> Tensor:
-    """Integers drawn uniformly from [0, to) or, with two bounds, [from, to), in place."""
+    """Integers drawn uniformly from [0, to) or, with two bounds, [from, to), in place, as `uniform_` draws."""
     low, high = map(create.number_of, bounds if len(bounds) == 2 else (0, *bounds))
-    return _drawn(self, low + np.floor(_by_row(self, random.uniform_by_row, random.generator().random) * (high - low)))
+    return _drawn(self, low + np.floor(random.uniform(self.array.shape, shard_of(self)) * (high - low)))
 
 
 def _reshaping(name: str) -> Callable[..., Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from sorix_dist.core.batch_numbers import is_of_batch, of_all, sized
 from sorix_dist.core.capture import host
 from sorix_dist.core.dtype import as_dtype, or_float32
 from sorix_dist.core.ops.shape import sizes_of
-from sorix_dist.core.placement import REPLICATE, Placement, Shard, computing, shard_of, tagged
+from sorix_dist.core.placement import REPLICATE, Placement, Shard, shard_of, tagged
 from sorix_dist.core.rules import whole
 from sorix_dist.core.tally import is_tally, of_sum, tally_of
 from sorix_dist.core.tensor import Array, Tensor, as_array, shape_of
@@ -231,8 +230,7 @@ def rand(
 ) -> Tensor:
     """Numbers drawn uniformly from [0, 1)."""
     sizes, rows = _sized("rand", size)
-    draw = _drawing(rows, random.uniform_by_row, random.generator(generator).random)
-    return _made(draw(sizes, or_float32(dtype)), device, requires_grad, rows)
+    return _made(random.uniform(sizes, rows, or_float32(dtype), generator), device, requires_grad, rows)
 
 
 @host
@@ -241,24 +239,21 @@ def randn(
 ) -> Tensor:
     """Numbers drawn from the normal distribution with mean 0 and variance 1."""
     sizes, rows = _sized("randn", size)
-    draw = _drawing(rows, random.normal_by_row, random.generator(generator).standard_normal)
-    return _made(draw(sizes, or_float32(dtype)), device, requires_grad, rows)
+    return _made(random.normal(sizes, rows, or_float32(dtype), generator), device, requires_grad, rows)
 
 
 @host
 def rand_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`rand` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
     its index in the global batch."""
-    draw = _drawing(shard_of(input), random.uniform_by_row, random.generator().random)
-    return _like(input, draw, device, requires_grad, dtype)
+    return _like(input, lambda shape, kind: random.uniform(shape, shard_of(input), kind), device, requires_grad, dtype)
 
 
 @host
 def randn_like(input: Any, device: Any = "cpu", requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """`randn` in the shape, and by default the dtype, of `input`; for rows of a batch each row's numbers follow from
     its index in the global batch."""
-    draw = _drawing(shard_of(input), random.normal_by_row, random.generator().standard_normal)
-    return _like(input, draw, device, requires_grad, dtype)
+    return _like(input, lambda shape, kind: random.normal(shape, shard_of(input), kind), device, requires_grad, dtype)
 
 
 @host
@@ -268,9 +263,7 @@ def bernoulli(input: Any, p: float | None = None) -> Tensor:
     if chances.size and not (chances.min() >= 0 and chances.max() <= 1):
         raise ValueError(f"bernoulli: probabilities must be in [0, 1], got {chances.min()} to {chances.max()}")
     rows = shard_of(input)
-    drawn = random.generator().random(chances.shape) if rows is None else random.uniform_by_row(chances.shape, rows)
-    result = Tensor.of((drawn < chances).astype(as_array(input).dtype))
-    return result if rows is None else tagged(result, rows)
+    return tagged(Tensor.of((random.uniform(chances.shape, rows) < chances).astype(as_array(input).dtype)), rows)
 
 
 @host
@@ -304,35 +297,6 @@ def randperm(
     """The integers from 0 to n - 1 in random order."""
     order = random.generator(generator).permutation(int(of_all(n)))
     return _made(order.astype(np.int64 if dtype is None else as_dtype(dtype)), device, requires_grad, _alike(n))
-
-
-def _drawing(rows: Shard | None, by_row: Callable[..., Array], stream: Callable[..., Any]) -> Callable[..., Array]:
-    if rows is None:
-        return lambda shape, kind: _drawn(stream, shape, kind)
-    return lambda shape, kind: by_row(shape, rows).astype(_floating(kind))
-
-
-def _drawn(stream: Callable[..., Any], size: tuple[int, ...], dtype: Any) -> Array:
-    kind = _floating(or_float32(dtype))
-    warn_of_own_rows(size)
-    drawn = stream(size, dtype=np.float64 if kind == np.float64 else np.float32)
-    return np.asarray(drawn).astype(kind, copy=False)
-
-
-def warn_of_own_rows(size: tuple[int, ...]) -> None:
-    """Warns of random numbers in the shape of this rank's rows, inside of a forward."""
-    batch = computing.get(get_ident())
-    if batch is not None and not batch.group.single and size and size[0] == batch.held:
-        batch.group.warn(
-            f"random numbers of shape {size} for the rows of this rank: every rank draws the same, and another number "
-            "of ranks draws others. randn_like(x) and rand_like(x) draw by the rows of the global batch"
-        )
-
-
-def _floating(kind: np.dtype[Any]) -> np.dtype[Any]:
-    if kind.kind != "f":
-        raise TypeError(f"dtype must be a floating point type for random numbers in an interval, got {kind}")
-    return kind
 
 
 def _like(input: Any, make: Callable[..., Array], device: Any, requires_grad: bool, dtype: Any) -> Tensor:

@@ -27,7 +27,10 @@ from sorix_dist.core.rules import bare, on_every_rank, whole
 from sorix_dist.core.tensor import Array, Tensor
 
 _REFUSED = "In-place operations are not allowed on a tensor that requires grad"
-_LEAF = "a leaf Variable that requires grad is being used in an in-place operation."
+_LEAF = (
+    f"{_REFUSED}: a leaf Variable that requires grad is being used in an in-place operation. Do it inside no_grad(), "
+    "in a wrapped model inside `with model.edit():`, or use the plain operation"
+)
 
 
 def target(tensor: Tensor) -> Array:
@@ -44,9 +47,9 @@ def check_target(tensor: Tensor) -> None:
     A trained tensor may be changed inside no_grad(), as an optimizer does by hand.
     """
     if isinstance(tensor.origin, Node):
-        raise RuntimeError(f"{_REFUSED}: it was computed, and a backward may need its numbers; use the plain operation")
+        raise RuntimeError(f"{_REFUSED}, since it was computed; use the plain operation, for elements where()")
     if recording.get() and tensor.origin is not None:
-        raise RuntimeError(f"{_REFUSED}; do it inside no_grad(), or use the plain operation")
+        raise RuntimeError(_LEAF)
     refuse_frozen(tensor.array)
     if recorders:
         outside("a change of a tensor in place can't be captured")
@@ -202,13 +205,7 @@ def setitem(self: Tensor, key: Any, value: Any) -> None:
         if isinstance(self.place, Partial):
             _become(self, whole(self, "an assignment"))
         return assign(self, key, value, _put)
-    if isinstance(self.origin, Node):
-        raise RuntimeError(f"{_REFUSED}: use where() or masked_fill() to replace elements of a computed tensor")
-    if recording.get() and self.origin is not None:
-        raise RuntimeError(_LEAF)
-    refuse_frozen(self.array)
-    if recorders:
-        outside("an assignment to elements of a tensor can't be captured")
+    check_target(self)
     if not isinstance(self.place, Partial) or self.place.group.parts == 1:  # else it becomes another array
         changes.note(self.array)
     assign(self, key, value, None)
@@ -221,7 +218,7 @@ def augmented(method: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Any]
 
     def operator(self: Tensor, other: Any) -> Any:
         if recording.get() and isinstance(self.origin, Leaf):
-            raise RuntimeError(f"{_LEAF[:-1]}: do it inside no_grad(), of a wrapped model inside `with model.edit():`")
+            raise RuntimeError(_LEAF)
         by_value = recording.get() and editing.get() is None
         if by_value or isinstance(self.origin, Node) or isinstance(self.place, Partial):
             return NotImplemented

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core import autograd, in_place
+from sorix_dist.core import autograd, functions, in_place
 from sorix_dist.core import dtype as types
 from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.arguments import raise_for_device
-from sorix_dist.core.capture import outside, recorders
+from sorix_dist.core.capture import outside
 from sorix_dist.core.keywords import with_torch_keywords
 from sorix_dist.core.ops import activation, choose, indexing, join, matrix, reduce, shape
 from sorix_dist.core.ops import elementwise as e
@@ -107,8 +107,7 @@ def _iterate(self: Tensor) -> Any:
 
 
 def _contains(self: Tensor, value: Any) -> bool:
-    if recorders:
-        outside("`in` reads the numbers of a tensor inside of the step")
+    outside("`in` reads the numbers of a tensor inside of the step")
     return bool(np.any(whole(self, "in").array == array_of(value)))
 
 
@@ -125,30 +124,12 @@ _OPERATORS: _Table = {
     "lt": e.lt, "le": e.le, "gt": e.gt, "ge": e.ge,
     "getitem": indexing.index, "iter": _iterate, "contains": _contains,
 }  # fmt: skip
+_MODULES = activation, choose, e, indexing, join, matrix, reduce, shape
+_NO_METHODS = "cat", "einsum", "one_hot", "pad", "stack"
 _METHODS: _Table = {
-    **{f.__name__: f for f in (
-        e.add, e.sub, e.mul, e.div, e.pow, e.remainder, e.floor_divide, e.neg, e.exp, e.expm1, e.log, e.log2, e.log10,
-        e.log1p, e.sqrt, e.rsqrt, e.reciprocal, e.square, e.sin, e.cos, e.tan, e.atan, e.abs, e.sign, e.round,
-        e.floor, e.ceil,
-        activation.tanh, activation.sigmoid, activation.relu, activation.softmax, activation.log_softmax,
-        activation.logsumexp,
-        e.eq, e.ne, e.lt, e.le, e.gt, e.ge, e.isnan, e.isinf,
-        e.isfinite, e.logical_not, e.logical_and, e.logical_or, e.logical_xor,
-        reduce.all, reduce.any, e.equal, e.allclose, e.bitwise_not, e.bitwise_and, e.bitwise_or, e.bitwise_xor,
-        e.asin, e.acos, e.sinh, e.cosh, e.asinh, e.acosh, e.atanh,
-        e.exp2, e.erf, e.erfc, e.trunc, e.atan2, e.fmod, e.hypot,
-        e.logaddexp,
-        choose.maximum, choose.minimum, choose.clamp, choose.masked_fill, choose.tril, choose.triu,
-        reduce.sum, reduce.mean, reduce.var, reduce.std, reduce.prod, reduce.cumsum, reduce.norm,
-        choose.max, choose.min, choose.amax, choose.amin, choose.argmax, choose.argmin, choose.sort, choose.argsort,
-        choose.topk,
-        matrix.matmul, matrix.outer,
-        shape.clone, shape.reshape, shape.transpose, shape.swapaxes, shape.t, shape.permute, shape.movedim,
-        shape.flatten, shape.squeeze, shape.unsqueeze, shape.expand, shape.expand_as, shape.broadcast_to, shape.repeat,
-        shape.flip, shape.roll,
-        join.split, join.chunk, join.unbind,
-        indexing.diag, indexing.gather, indexing.scatter_add, indexing.index_select, indexing.masked_select,
-    )},
+    **{name: its for module in _MODULES for name, its in vars(module).items()
+       if name in functions.__all__ and name not in _NO_METHODS and its.__module__ == module.__name__},
+    "expand": shape.expand, "expand_as": shape.expand_as, "swapaxes": shape.swapaxes,
     "view": shape.reshape, "expand_dims": shape.unsqueeze, "absolute": e.abs, "clip": choose.clamp,
     "where": lambda self, condition, y: choose.where(condition, self, y),
     "view_as": lambda self, other: shape.reshape(self, *other.shape),

@@ -107,8 +107,7 @@ def _has_arrays(operands: Any) -> bool:
 
 def _into(name: str, out: Array, result: Tensor) -> Array:
     """Writes the result of an operation into an array: this rank's rows if it is as long, else those of all ranks."""
-    if recorders:
-        outside(f"{name} writes into an array inside of the step")
+    outside(f"{name} writes into an array inside of the step")
     if recording.get() and result.origin is not None:
         _refuse(name, True)
     rows = shard_of(result)

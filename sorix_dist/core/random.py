@@ -16,6 +16,7 @@ import numpy as np
 
 from sorix_dist.core.arguments import is_integer, raise_for_device
 from sorix_dist.core.capture import outside, uncaptured
+from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.placement import SINGLE, Batch, Rows, Shard, computing
 from sorix_dist.core.tensor import Array
 
@@ -165,7 +166,7 @@ def _streams_of(owner: Any, name: str, depth: int = 4) -> Iterator[tuple[str, An
     else:
         calls = {key: getattr(type(owner), key, None) for key in ("__getitem__", "__iter__", "__call__")}
         parts = calls | (owner if isinstance(owner, dict) else getattr(owner, "__dict__", {}))
-    for key, value in parts.items():
+    for key, value in [*parts.items()][:_MOST_ENTRIES]:
         yield from _streams_of(value, f"{name}.{key}", depth - 1)
 
 
@@ -359,3 +360,30 @@ def normal_by_row(shape: tuple[int, ...], place: Shard) -> Array:
     """Numbers of float64 from the normal distribution, one for each element of rows (Box and Muller 1958)."""
     u, v = uniform_by_row(shape, place), uniform_by_row(shape, place)
     return np.asarray(np.sqrt(-2 * np.log1p(-u)) * np.cos(2 * np.pi * v))
+
+
+def uniform(shape: tuple[int, ...], place: Shard | None, dtype: Any = np.float64, given: Any = None) -> Array:
+    """Numbers from [0, 1): of rows of a batch by their index in the global batch, others from `generator(given)`.
+    TypeError unless `dtype` is one of floating point."""
+    return _drawn(shape, place, uniform_by_row, np.random.Generator.random, dtype, given)
+
+
+def normal(shape: tuple[int, ...], place: Shard | None, dtype: Any = np.float64, given: Any = None) -> Array:
+    """Numbers from the normal distribution, drawn as those of `uniform`."""
+    return _drawn(shape, place, normal_by_row, np.random.Generator.standard_normal, dtype, given)
+
+
+def _drawn(shape: Any, place: Any, by_row: Any, by_stream: Any, dtype: Any, given: Any) -> Array:
+    kind, stream = as_dtype(dtype), generator(given)
+    if kind.kind != "f":
+        raise TypeError(f"dtype must be a floating point type for random numbers in an interval, got {kind}")
+    if place is not None:
+        return np.asarray(by_row(shape, place).astype(kind, copy=False))
+    batch = computing.get(get_ident())
+    if batch is not None and not batch.group.single and shape and shape[0] == batch.held:
+        batch.group.warn(
+            f"random numbers of shape {shape} for the rows of this rank: every rank draws the same, and another number "
+            "of ranks draws others. randn_like(x) and rand_like(x) draw by the rows of the global batch"
+        )
+    drawn = by_stream(stream, shape, dtype=np.float64 if kind == np.float64 else np.float32)
+    return np.asarray(drawn).astype(kind, copy=False)

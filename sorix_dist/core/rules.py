@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sorix_dist.core.capture import outside, recorders
+from sorix_dist.core.capture import outside
 from sorix_dist.core.deferred import deferred, waits
 from sorix_dist.core.dtype import common_dtype
 from sorix_dist.core.expected import beside_rows, beside_sum
@@ -87,8 +87,7 @@ def on_every_rank(rows: Shard, condition: bool) -> bool:
     group = rows.group
     if group.isolated or group.single:
         return condition
-    if recorders:
-        outside("whether a tensor that len(x) or an index has made is rows of the batch is asked of all ranks")
+    outside("whether a tensor that len(x) or an index has made is rows of the batch is asked of all ranks")
     return group.counts(int(not condition))[1] == 0
 
 

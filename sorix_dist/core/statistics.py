@@ -14,7 +14,7 @@ from sorix_dist.core import random
 from sorix_dist.core.algebra import in_one_dtype
 from sorix_dist.core.arguments import named, raise_for_device
 from sorix_dist.core.batch_numbers import of_all
-from sorix_dist.core.capture import outside, recorders
+from sorix_dist.core.capture import outside
 from sorix_dist.core.create import number_of, randn_like
 from sorix_dist.core.dtype import as_dtype
 from sorix_dist.core.ops.axes import axis_of
@@ -27,8 +27,7 @@ from sorix_dist.core.tensor import Array, Tensor, array_of, as_array, shape_of
 
 def _all(input: Any, name: str) -> Array:
     """The numbers of all rows of the batch, without a gradient."""
-    if recorders:
-        outside(f"{name} can't be captured")
+    outside(f"{name} can't be captured")
     return as_array(whole(input.detach() if isinstance(input, Tensor) else input, name))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.batch_numbers import BatchNumber, here, number, of_all, of_batch
-from sorix_dist.core.capture import outside, recorders
+from sorix_dist.core.capture import outside
 from sorix_dist.core.deferred import deferred
 from sorix_dist.core.placement import REPLICATE, SUM, Array, Deferred, Partial, Tally, current_group, tagged
 from sorix_dist.core.rules import whole
@@ -80,8 +80,7 @@ def tallied(apply: Callable[..., Tensor], inputs: Sequence[Any], options: dict[s
             return apply(*map(convert, inputs), **options)
         finally:
             of_batch.reset(token)
-    if recorders:
-        outside("numbers that follow from a batch, as counts that are kept by hand, can't be captured on several ranks")
+    outside("numbers that follow from a batch, as counts that are kept by hand, can't be captured on several ranks")
     return tally_of(inputs, lambda operands: apply(*operands, **options))
 
 

@@ -112,8 +112,7 @@ class Tensor(Bound):
 
     @data.setter
     def data(self, value: Any) -> None:
-        if recorders:
-            outside("an assignment to `data` can't be captured")
+        outside("an assignment to `data` can't be captured")
         if isinstance(value, Tensor) and value.place is not None:
             from sorix_dist.core.ops.collective import as_data  # made of operations
 
@@ -178,8 +177,7 @@ class Tensor(Bound):
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        if recorders:
-            outside("an assignment to `grad` can't be captured: use zero_grad()")
+        outside("an assignment to `grad` can't be captured: use zero_grad()")
         if value is None:
             return self.leaf.zero() if self.leaf is not None else None
         from sorix_dist.core.gradients import assigned

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from sorix_dist.comm import Comm, adopt, blas
 from sorix_dist.comm import world as comm_world
@@ -25,7 +24,6 @@ class _World:
 
 
 _DEFAULTS: dict[str, Any] = {"timeout": 300, "threads": "auto", "backend": "auto", "virtual_shards": None}
-_worlds: WeakKeyDictionary[Any, _World] = WeakKeyDictionary()
 
 
 def init(
@@ -52,7 +50,7 @@ def init(
             raise ValueError(f"init: threads must be 1 or 'auto' with virtual_shards, got {threads!r}")
         threads = 1
     if comm_world.is_initialized():  # before threads=1, which the user has not asked for, is refused
-        _refuse_other_shards(_worlds.get(comm_world.current()), virtual_shards)
+        _refuse_other_shards(comm_world.current().cache.get(_World), virtual_shards)
     _agreed(comm_world.init(timeout=timeout, threads=threads, comm=comm, backend=backend), options)
 
 
@@ -65,14 +63,14 @@ def world() -> Comm:
 
 def virtual_shards(comm: Comm) -> int | None:
     """The number of virtual shards of a communicator's batches in reproducible mode, else None."""
-    known = _worlds.get(comm)
+    known = comm.cache.get(_World)
     count = None if known is None else known.options["virtual_shards"]
     return count if count is None else int(count)
 
 
 def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
     """The agreement of the ranks of `comm`, which compare options and seeds at first use."""
-    known = _worlds.get(comm)
+    known: _World | None = comm.cache.get(_World)
     if known is None:
         wanted = _DEFAULTS if options is None else options
         for name, value in wanted.items():
@@ -84,7 +82,7 @@ def _agreed(comm: Comm, options: dict[str, Any] | None) -> _World:
             hint = "; set OPENBLAS_CORETYPE (such as Haswell) or NPY_DISABLE_CPU_FEATURES to what all of them have"
             same_everywhere(comm, "init: with virtual_shards, NumPy's and the BLAS's kernels", [blas.kernels()], hint)
         agree_on_seed(comm)
-        known = _worlds[comm] = _World(rng.seed(), wanted)
+        known = comm.cache[_World] = _World(rng.seed(), wanted)
     elif options is not None:
         _refuse_other_shards(known, options["virtual_shards"])
     return known

@@ -349,8 +349,12 @@ def test_changes_in_place_keep_the_dtype() -> None:
     x = Tensor([1.0, 2.0])
     x.mul_(np.float64(2)).add_(Tensor(np.array(1.0)))
     assert x.dtype == types.float32
-    with pytest.raises(TypeError):
-        Tensor([1, 2]).div_(2)
+    for change in (lambda x: x.div_(2), lambda x: x.clamp_(0.5), lambda x: x.lerp_(x, 0.5)):
+        with pytest.raises(TypeError):
+            change(Tensor([1, 2]))
+    for change in (lambda x: x.fill_(300), lambda x: x.copy_(300)):
+        with pytest.raises(OverflowError, match="out of bounds for uint8"):
+            change(Tensor([1, 2], dtype="uint8"))
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ CALLS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "moved dims": (lambda: X.movedim((0, 1), (1, 0)), lambda: X.T),
     "nothing, then a matrix": (lambda: sx.cat([sx.tensor([]), X]), lambda: X),
     "einsum of a list": (lambda: sx.einsum("ij,jk", [X, X]), lambda: X @ X),
+    "take_along_dim of a tensor": (lambda: X.take_along_dim(X.argsort(1), 1), lambda: X.sort(1).values),
+    "shifts of a tensor": (lambda: X.long().bitwise_left_shift(2).bitwise_right_shift(1), lambda: X.long() * 2),
 }
 
 
@@ -59,6 +61,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], list[float]]] = {
     "lerp_": (lambda x: x.lerp_(sx.zeros(3), 0.5), [0.5, -1, 2]),
     "pow_": (lambda x: x.pow_(2), [1, 4, 16]),
     "clip_": (lambda x: x.clip_(0, 3), [1, 0, 3]),
+    "clamp_ by tensors": (lambda x: x.clamp_(sx.zeros(3), max=sx.tensor([0.5, 3, 3])), [0.5, 0, 3]),
     "uniform_": (lambda x: x.uniform_(2, 2), [2, 2, 2]),
     "normal_": (lambda x: x.normal_(3, 0), [3, 3, 3]),
     "bernoulli_": (lambda x: x.bernoulli_(1.0), [1, 1, 1]),
@@ -294,6 +297,28 @@ def test_a_function_can_be_differentiated_twice() -> None:
     w = sx.tensor([3.0], requires_grad=True)
     (g,) = sx.autograd.grad(Scaled.apply(x, w, 1.0)[0], x, create_graph=True)
     assert sx.autograd.grad(g * g, w)[0].item() == 6
+
+
+def test_an_output_that_has_no_gradient() -> None:
+    class Parts(sx.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            whole = x.floor()
+            ctx.mark_non_differentiable(whole)
+            return x - whole, whole
+
+        @staticmethod
+        def backward(ctx: Any, g: Any, of_whole: Any) -> Any:
+            assert of_whole.tolist() == [0, 0]
+            return g
+
+    x = sx.tensor([2.25, -1.5], requires_grad=True)
+    rest, whole = Parts.apply(x)
+    assert (rest.tolist(), whole.tolist()) == ([0.25, 0.5], [2, -2])
+    assert rest.requires_grad
+    assert not whole.requires_grad
+    (rest * 3 + whole).sum().backward()
+    assert x.grad.tolist() == [3, 3]
 
 
 def test_a_function_must_answer_for_each_input() -> None:

@@ -173,14 +173,7 @@ def summed(x: Tensor, group: Group, what: str) -> Tensor:
 
 def rows_of(x: Any, shard: Shard) -> Any:
     """This rank's rows of a Replicate that has a row for each one of the shard's global batch."""
-    if not isinstance(x, Tensor):
-        return tagged(Tensor.of(_own_rows(x, shard)), shard)
-    return tagged(cut_rows(bare(x), shard=shard), shard)
-
-
-@host
-def _own_rows(x: Array, shard: Shard) -> Array:
-    return shard.part(x, *shard.rows[:3])
+    return tagged(cut_rows(bare(x) if isinstance(x, Tensor) else Tensor.of(x), shard=shard), shard)
 
 
 @host

@@ -271,8 +271,7 @@ def masked_select(input: Any, mask: Any) -> Any:
     if flags.dtype != np.bool_:
         raise TypeError(f"masked_select: mask must hold bools, got dtype {flags.dtype}")
     shape = np.broadcast_shapes(shape_of(input), flags.shape)
-    if recorders:
-        outside("elements are selected by a mask, so that their number follows from values: use where()")
+    outside("elements are selected by a mask, so that their number follows from values: use where()")
     full = expand_to(bare(input), shape=shape)
     return take(full if place is None else tagged(full, place), index=np.broadcast_to(flags, shape))
 

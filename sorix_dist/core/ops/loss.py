@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sorix_dist.core import rules
 from sorix_dist.core.memory import read_only, scalar
 from sorix_dist.core.op import like_input, op
 from sorix_dist.core.ops.activation import log_softmax_along, sigmoid, softplus
@@ -20,30 +21,20 @@ from sorix_dist.core.ops.indexing import take
 from sorix_dist.core.ops.matrix import column_sums
 from sorix_dist.core.ops.reduce import counts, divided_rule, sum_divided, sum_over
 from sorix_dist.core.placement import Shard
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    aligned_operands,
-    applied,
-    gathers,
-    placement_of,
-    whole_sums,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options
 from sorix_dist.core.sums import scaled_sum
 from sorix_dist.core.tensor import Array, ndarray_of
 
 
 def of_each_row(apply: Apply, inputs: Inputs, options: Options) -> Answer:
     """The rule of losses per row: scores (N, classes), and operands aligned with them, give one number per row."""
-    place = placement_of(inputs[0])
+    place = rules.placement_of(inputs[0])
     if len(inputs) == 1 and isinstance(place, Shard) and place.axis == 0:
         return place
-    operands, place = aligned_operands(apply.__name__, whole_sums(inputs, apply.__name__))
+    operands, place = rules.aligned_operands(apply.__name__, rules.whole_sums(inputs, apply.__name__))
     if place is None or place.axis != 0:
-        return gathers(apply, tuple(operands), options)
-    return applied(apply, operands, inputs, options, place)
+        return rules.gathers(apply, tuple(operands), options)
+    return rules.applied(apply, operands, inputs, options, place)
 
 
 # -- classes

@@ -29,18 +29,7 @@ from sorix_dist.core.ops.shape import (
     with_rows,
 )
 from sorix_dist.core.placement import SUM, Shard, shard_of
-from sorix_dist.core.rules import (
-    Answer,
-    Apply,
-    Inputs,
-    Options,
-    applied,
-    gathers,
-    gathers_and_cuts,
-    in_order,
-    rows_beside,
-    whole,
-)
+from sorix_dist.core.rules import Answer, Apply, Inputs, Options, gathers_and_cuts, in_order, whole
 from sorix_dist.core.tensor import Array, Tensor, shape_of
 
 
@@ -50,8 +39,6 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         return rules.partial_product(apply, inputs, options)
     (x, y), (a, b) = inputs, map(rules.placement_of, inputs)
     lead = a or b
-    if lead is None:
-        return None
     dims_x, dims_y = len(shape_of(x)), len(shape_of(y))
     x_contracted, y_contracted = a and a.axis == dims_x - 1, b and b.axis == dims_y - 2
     at = (dims_x if lead is a else dims_y) - lead.axis  # from the right; a leading dimension, if more than 2
@@ -61,9 +48,9 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         each_row = not ((a and b) or x_contracted or y_contracted)
         return gathers_and_cuts(apply, inputs, options, lead.moved(max(dims_x, dims_y) - at) if each_row else None)
     if x_contracted and not b:
-        return applied(apply, (x, rows_beside(y, a, 2)), inputs, options, a.batch.partial(SUM))
+        return rules.applied(apply, (x, rules.rows_beside(y, a, 2)), inputs, options, a.batch.partial(SUM))
     if y_contracted and not a:
-        return applied(apply, (rows_beside(x, b, 1), y), inputs, options, b.batch.partial(SUM))
+        return rules.applied(apply, (rules.rows_beside(x, b, 1), y), inputs, options, b.batch.partial(SUM))
     if x_contracted and y_contracted and a.like(b):
         return a.batch.partial(SUM)  # type: ignore[no-any-return]
     if x_contracted and not y_contracted:
@@ -75,9 +62,9 @@ def matmul_rule(apply: Apply, inputs: Inputs, options: Options) -> Answer:
         and rules.one_row(lead)
         and not {shape[-at] for x in inputs if len(shape := shape_of(x)) >= at} <= {1, lead.held}
     ):
-        return gathers(apply, inputs, options)
+        return rules.gathers(apply, inputs, options)
     operands = [rules.beside(each, lead, at) if at > 2 else each for each in inputs]
-    return applied(apply, operands, inputs, options, lead.moved(max(dims_x, dims_y) - at))
+    return rules.applied(apply, operands, inputs, options, lead.moved(max(dims_x, dims_y) - at))
 
 
 def _paired(product: Tensor, a: Shard, b: Shard) -> Tensor:

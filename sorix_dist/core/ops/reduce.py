@@ -145,7 +145,7 @@ def weighted_mean(x: Any, weights: Array) -> Any:
 
     x: values times weights.
     """
-    held, place = _sum(weights), shard_of(x)
+    held, place = global_sum(weights, None), shard_of(x)
     if place is not None and place.group.isolated:
         parts = sum_divided(x, divisor=1, held=1, denominator=SUM), Tensor.of(np.asarray(held))
         return deferred(_quotient, tuple(tagged(part, place.batch.partial(SUM)) for part in parts), {})
@@ -160,11 +160,6 @@ def _quotient(x: Tensor, weight: Tensor) -> Tensor:
     return tagged(
         mean, Partial(x.place.group, denominator, 1.0, x.place.held) if isinstance(x.place, Partial) else None
     )
-
-
-@host
-def _sum(numbers: Array) -> float:
-    return float(np.sum(numbers, dtype=np.float64))
 
 
 @host
