@@ -123,11 +123,13 @@ def on_every_rank(comm: Comm, work: Callable[[], T]) -> T:
     """Calls `work` on every rank and returns this rank's result. If it raises on some ranks, the others raise the error
     of the first of these. A call of all ranks."""
     result, error = _outcome(work)
-    errors = comm.gather_objects(_portable(error))
+    there = None if error is None else f"there:\n{''.join(traceback.format_exception(error))}"
+    errors = comm.gather_objects((_portable(error), there))
     if error is not None:
         raise error
-    for rank, other in enumerate(errors):
+    for rank, (other, there) in enumerate(errors):
         if other is not None:
+            other.add_note(there)
             other.add_note(f"raised on rank {rank} of {comm.size}")
             raise other
     return result  # type: ignore[return-value]
@@ -141,14 +143,12 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """A copy of the error with its traceback as a note; a RuntimeError with its text if it can't be pickled."""
+    """A copy of the error without its traceback; a RuntimeError with its text if it can't be pickled."""
     if error is None:
         return None
-    sent: Exception
     try:
         sent = pickle.loads(pickle.dumps(error))
         assert isinstance(sent, Exception)
     except Exception:  # noqa: BLE001 - a user's exception may do anything here
-        sent = RuntimeError(f"{type(error).__name__}: {error}")
-    sent.add_note(f"there:\n{''.join(traceback.format_exception(error))}")
+        return RuntimeError(f"{type(error).__name__}: {error}")
     return sent
