@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sorix_dist.core.graph import Accumulator, Leaf, Sync, editing
+from sorix_dist.core.graph import Accumulator, Leaf, Sync, editing, zero
 from sorix_dist.core.memory import ALIGNMENT, PRIVATE, ParameterMemory, digest_of
 from sorix_dist.core.tensor import Array, Tensor
 
@@ -111,7 +111,7 @@ class Flat:
         self.frozen = True
         for parameter, view in zip(self.parameters, self.views(self.grad), strict=True):
             leaf = leaf_of(parameter)
-            leaf.zero()
+            zero((leaf,))
             leaf.local = leaf.total = Accumulator(view, frozen=True)
         self._show(self.data)
 

@@ -3,7 +3,7 @@ record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ContextDecorator
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -217,15 +217,6 @@ class Leaf:
         self.turn = 0  # numbers the leaves with hooks in the order in which a backward first reaches them
         self.name = ""  # of the parameter in its module
 
-    def zero(self) -> None:
-        """Marks the gradient as absent. The next one overwrites its memory, so nothing is cleared."""
-        self.total.written = False
-        sync, view = self.sync, self.view
-        if sync is not None and sync.pending:  # gradients of earlier backwards that `sync` has not added to `grad` yet
-            sync.discard(self)
-        if view is not None and view.origin is not None:
-            self.view = None
-
     def deposit(self, part: Array) -> None:
         """Adds a copy of `part`."""
         part, local = fit(part, self), self.local
@@ -235,6 +226,17 @@ class Leaf:
         else:
             np.copyto(array, part)
             local.written = True
+
+
+def zero(leaves: Iterable[Leaf]) -> None:
+    """Marks gradients as absent. The next ones overwrite their memory, so nothing is cleared."""
+    for leaf in leaves:
+        leaf.total.written = False
+        sync, view = leaf.sync, leaf.view
+        if sync is not None and sync.pending:  # gradients of earlier backwards that `sync` has not added to `grad` yet
+            sync.discard(leaf)
+        if view is not None and view.origin is not None:
+            leaf.view = None
 
 
 class Node:

@@ -14,7 +14,7 @@ from sorix_dist.core.arguments import device as Device
 from sorix_dist.core.capture import changed, listening, outside, recorders
 from sorix_dist.core.dtype import DType, as_dtype, name_of
 from sorix_dist.core.graph import Hook as Hook
-from sorix_dist.core.graph import Leaf, Node, editing, summing_group
+from sorix_dist.core.graph import Leaf, Node, editing, summing_group, zero
 from sorix_dist.core.memory import Array as Array
 from sorix_dist.core.memory import refuse_frozen
 from sorix_dist.core.placement import Partial, Placement, Rows, Shard, Tally, cotangent_of, tagged
@@ -179,7 +179,8 @@ class Tensor(Bound):
     def grad(self, value: Any) -> None:
         outside("an assignment to `grad` can't be captured: use zero_grad()")
         if value is None:
-            return self.leaf.zero() if self.leaf is not None else None
+            zero(() if self.leaf is None else (self.leaf,))
+            return
         from sorix_dist.core.gradients import assigned
 
         array = np.asarray(assigned(value, self.place, summing_group(self.origin)))

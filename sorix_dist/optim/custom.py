@@ -8,7 +8,7 @@ when the method ends, and in between where one calls a closure, `backward` or th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
@@ -24,6 +24,7 @@ from sorix_dist.core.flat import Flat, leaf_of
 from sorix_dist.core.graph import Leaf, Sync, editing, refuse_pending
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
+from sorix_dist.optim.state import syncs_of
 
 _INHERITED = {"zero_grad", "state_dict", "load_state_dict", "add_param_group"}
 
@@ -34,9 +35,13 @@ class TensorState:
     def __init__(self, params: list[Tensor], optimizer: Any) -> None:
         self.params, self._optimizer = params, optimizer
 
+    def leaves(self) -> list[Leaf]:
+        """The leaves of these parameters."""
+        return [*map(leaf_of, self.params)]
+
     def syncs(self) -> list[Sync]:
         """The `Sync` of these parameters' gradients."""
-        return _syncs(map(leaf_of, self.params))
+        return syncs_of(self.leaves())
 
     def entries(self) -> list[dict[str, Any] | None]:
         """For each parameter a copy of its dict, or None if it has none."""
@@ -65,10 +70,6 @@ class TensorState:
     restore = snapshot
 
 
-def _syncs(leaves: Iterable[Leaf]) -> list[Sync]:
-    return list({id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}.values())
-
-
 class CopyEdit:
     """Copies of the parameters and gradients of an optimizer that all ranks share; see the module."""
 
@@ -78,7 +79,7 @@ class CopyEdit:
     def begin(self) -> None:
         """Shows copies."""
         leaves = [leaf_of(p) for group in self.optimizer.param_groups for p in group["params"]]
-        self._syncs = _syncs(leaves)
+        self._syncs = syncs_of(leaves)
         refuse_pending(self._syncs)
         flats = {id(leaf.flat): leaf.flat for leaf in leaves if leaf.sync is not None and leaf.flat is not None}
         self._open: list[tuple[Flat, Array, Array]] = []

@@ -15,8 +15,8 @@ import numpy as np
 from sorix_dist.core import Tensor, enable_grad
 from sorix_dist.core.arguments import as_bool, as_function, as_list, in_range
 from sorix_dist.core.capture import listening, recorders
-from sorix_dist.core.flat import leaf_of, zero_gradients
-from sorix_dist.core.graph import editing, refuse_pending
+from sorix_dist.core.flat import zero_gradients
+from sorix_dist.core.graph import editing, refuse_pending, zero
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
 from sorix_dist.optim.custom import in_one_edit
@@ -143,9 +143,8 @@ class Optimizer(ParameterGroups, SavedState, StepHooks):
         if not set_to_none:
             zero_gradients(parameter for group in self._groups for parameter in group["params"])
             return
-        for group in self._groups:
-            for parameter in group["params"]:
-                (parameter.leaf or leaf_of(parameter)).zero()
+        for state in self._flat or self._states:
+            zero(state.leaves())
 
     def __repr__(self) -> str:
         groups = (
@@ -160,11 +159,11 @@ def descent(data: Array, grad: Array, spare: Array, group: Group, decoupled: boo
 
     decoupled: shrinks the parameters by lr * weight_decay instead (Loshchilov and Hutter 2019).
     """
-    decay = float(group["weight_decay"])
+    decay = group["weight_decay"]
     if decay and decoupled:
-        data *= 1 - float(group["lr"]) * decay
+        data *= 1 - float(group["lr"]) * float(decay)
     elif decay:
-        np.multiply(data, decay, out=spare)
+        np.multiply(data, float(decay), out=spare)
         if group["maximize"]:
             spare -= grad
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from sorix_dist.core import Tensor, flat
 from sorix_dist.core.fingerprint import as_text
-from sorix_dist.core.graph import Sync
-from sorix_dist.core.memory import ParameterMemory
+from sorix_dist.core.graph import Accumulator, Leaf, Sync
+from sorix_dist.core.memory import PRIVATE, ParameterMemory
 from sorix_dist.core.tensor import Array
 
 Scratch = tuple[Array, ...]
@@ -38,9 +38,12 @@ class FlatState:
         self.buffers: dict[str, list[Array]] = {}  # an array for each kind
         self._kinds: list[tuple[ParameterMemory, np.dtype[Any]]] = []
         self._last: tuple[tuple[Any, ...], int] = (), 0  # the digested options, and the digest
-        self.memories: list[ParameterMemory] = []  # of the parameters, without duplicates
+        self.memories: list[ParameterMemory] = []  # that processes share, without duplicates
         self._offsets: list[tuple[int, int]] = []  # of each parameter: the number of its kind, and its offset
-        self._syncs: tuple[int, list[Sync]] = (-1, [])  # as of a version of the flat storages
+        self._version = -1  # of the flat storages, for these three:
+        self._leaves: list[Leaf] = []
+        self._totals: list[Accumulator] = []
+        self._syncs: list[Sync] = []
         self._blocks_for: Any = None  # the state that the blocks of `_runs` were cut for
         self._used = np.zeros(len(params), np.int64)
         self._runs: list[tuple[int, list[Block]]] = []  # with the count of updates, less that of advances
@@ -54,31 +57,38 @@ class FlatState:
             self._summed = self._advances
         return self._steps
 
+    def leaves(self) -> list[Leaf]:
+        """The leaves of these parameters."""
+        if self._version != flat.version():
+            self._leaves = [flat.leaf_of(p) for p in self.params]
+            self._totals = [leaf.total for leaf in self._leaves]
+            self._syncs = syncs_of(self._leaves)
+            self._version = flat.version()
+        return self._leaves
+
     def syncs(self) -> list[Sync]:
         """The `Sync` of these parameters' gradients."""
-        if self._syncs[0] != flat.version():
-            leaves = [p.leaf for p in self.params if p.leaf is not None]
-            found = {id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}
-            self._syncs = (flat.version(), list(found.values()))
-        return self._syncs[1]
+        self.leaves()
+        return self._syncs
 
     def __getstate__(self) -> dict[str, Any]:
         # The blocks are views of the parameters' memory, which a copy does not share.
-        return {**self.__dict__, "_blocks_for": None, "_runs": [], "_syncs": (-1, []), "_kinds": [], "memories": []}
+        own = {"_leaves": [], "_totals": [], "_syncs": [], "_version": -1, "_kinds": [], "memories": []}
+        return {**self.__dict__, "_blocks_for": None, "_runs": [], **own}
 
     def advance(self, names: tuple[str, ...], scratch_arrays: int, group: Any) -> list[tuple[int, list[Block]]]:
         """Counts an update, with the options of `group`, of every parameter that has a gradient. Returns the blocks
         that this process must update, with their counts. `syncs()` comes right before it."""
         self._before = self._count
         digest = self._digest(self._options_of(group)) + 31 * self._count
-        for sync in self._syncs[1]:
+        for sync in self._syncs:
             sync.before_step(digest, self)
-        used = [p.leaf.total.written for p in self.params]  # type: ignore[union-attr]
+        used = [total.written for total in self._totals]
         # While the same parameters are used, the differences of their counts are constant, so the blocks stay valid.
-        if (flat.version(), names, used) != self._blocks_for:
+        if (self._version, names, used) != self._blocks_for:
             self._allocate(names, "optimizer.step")
             self._make_blocks(names, [i for i, was_used in enumerate(used) if was_used], scratch_arrays)
-            self._blocks_for = (flat.version(), names, used)
+            self._blocks_for = (self._version, names, used)
             self._steps, self._used = self.steps, np.array(used, np.int64)
             self._per_step = weighted(self._used)
         self._advances = advances = self._advances + 1
@@ -115,7 +125,7 @@ class FlatState:
         known = {name: self._views(name) for name in self.buffers}
         same = kinds == self._kinds
         self._kinds, self._offsets, sizes = kinds, [(0, 0)] * len(kind_of), []
-        self.memories = list(dict.fromkeys(memory for memory, _ in kinds))
+        self.memories = list(dict.fromkeys(memory for memory, _ in kinds if memory is not PRIVATE))
         for number, kind in enumerate(kinds):
             members = [i for i, r in enumerate(kind_of) if r == kind]
             starts, size = flat.layout(self.params[i] for i in members)
@@ -163,6 +173,11 @@ class FlatState:
                 scratch = tuple(array[: stop - start] for array in spare[dtype])
                 blocks.append((run.flat.data[start:stop], run.flat.grad[start:stop], scratch, buffers))
             self._runs.append((int(self.steps[run.first]) - self._advances, blocks))
+
+
+def syncs_of(leaves: Iterable[Leaf]) -> list[Sync]:
+    """The `Sync` of leaves, without duplicates."""
+    return list({id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}.values())
 
 
 def weighted(counts: Array) -> int:

@@ -19,7 +19,7 @@ from sorix_dist.parallel.agreement import BACKWARD, MOST_VALUES, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts import peers_of, sender
-from sorix_dist.parallel.reducers import OVERWRITE, Bucket
+from sorix_dist.parallel.reducers import MODE_BITS, OVERWRITE, Bucket
 from sorix_dist.parallel.selection import consensus_of, reducer_of
 from sorix_dist.parallel.shared_memory import SharedMemory
 from sorix_dist.parallel.tree_reducers import shard_visitor
@@ -28,8 +28,7 @@ from sorix_dist.watchdog import watch
 
 NO_ROWS = Rows(0, 0, 0)
 _PRIME = (1 << 61) - 1
-_MODE_BITS = 33
-_MODE = (1 << _MODE_BITS) - 1
+_MODE = (1 << MODE_BITS) - 1
 _LOCAL = Partial, Shard
 
 
@@ -127,19 +126,16 @@ class Coordinator(Sync):
             watch.begins("backward", self.steps + 1)
             collect_criteria(self._criteria)
             if not self.pending:
-                self._begin()
+                self._criteria.clear()
+                last = self.synchronising and self.accumulation is None
+                self._current = self.buckets
+                for bucket in self._current:
+                    bucket.reducer.begin_backward(last)
+                    if bucket.nonfinite == "skip":
+                        bucket.reducer.stage()  # so that it can be left out
             self._backwards += 1
         self._walks += 1
         return factor if local else factor / self.group.parts, self._visitor() if self._follows else None
-
-    def _begin(self) -> None:
-        self._criteria.clear()
-        last = self.synchronising and self.accumulation is None
-        self._current = self.buckets
-        for bucket in self._current:
-            bucket.reducer.begin_backward(last)
-            if bucket.nonfinite == "skip":
-                bucket.reducer.stage()  # so that it can be left out
 
     def _visitor(self) -> Visitor:
         """The visitor that selects the buffer of a node's virtual shard, or starts to send complete gradients."""
@@ -157,7 +153,7 @@ class Coordinator(Sync):
             self._select(None)
         place, group = loss.place, self.group
         if isinstance(place, Partial):
-            if loss.array.size == 1 and not group.single:
+            if not group.single and loss.array.size == 1:
                 if place.group.ordered:
                     group.expect(loss.array.item())
                 else:
@@ -165,7 +161,7 @@ class Coordinator(Sync):
                     self._terms += terms
             for number in place.constants:
                 group.expect(number)
-        elif loss.array.size == 1 and not group.single and not isinstance(place, Shard):
+        elif not group.single and loss.array.size == 1 and not isinstance(place, Shard):
             group.expect(loss.array.item())
         self._walks -= 1
         if self._walks:  # a hook has called this backward: the outer one sums its gradients
@@ -208,18 +204,17 @@ class Coordinator(Sync):
         if expected:
             self.group.expected = []
             values += expected + [number * number for number in expected]
-        by_key, reached, used, meanwhile = {}, [], 0, None  # a key holds a bucket's number and its reduce mode
+        reached: dict[int, Bucket] = {}
+        used, meanwhile = 0, None
         if compared := self.group.compared:
             self.group.compared = []
-        for _, number, *_ in compared:
-            used = (31 * used + (hash(number) if number == number else 0)) % _PRIME  # two nan have two hashes
+            for _, number, *_ in compared:
+                used = (31 * used + (hash(number) if number == number else 0)) % _PRIME  # two nan have two hashes
         buckets, self._current = self._current or self.buckets, None
         several_hosts = self.comm.hosts > 1
         for bucket in buckets:
-            key = bucket.number << _MODE_BITS | bucket.reduce_mode()
-            by_key[key] = bucket
             if bucket.reducer.end_backward():
-                reached.append(key)
+                reached[bucket.key()] = bucket
                 if several_hosts:
                     used = (31 * used + bucket.reducer.used_digest()) % _PRIME
         if several_hosts:
@@ -232,7 +227,7 @@ class Coordinator(Sync):
             used = (31 * used + len(terms)) % _PRIME  # a rank whose loss is of fewer models has others
         rows, digest = self.rows, self._options + sum(self._criteria) + len(expected)
         fingerprint = BACKWARD, self._backwards, digest, rows.epoch, rows.batch, rows.order, self._updates
-        differing, keys, sums, same_used = self.consensus.agree(fingerprint, reached, values, used, meanwhile)
+        differing, keys, sums, same_used = self.consensus.agree(fingerprint, [*reached], values, used, meanwhile)
         self.pending, self._backwards, self._options, self.steps = False, 0, 0, self.steps + 1
         if differing is not None:
             raise self._different(differing, self.steps)
@@ -241,12 +236,14 @@ class Coordinator(Sync):
             differences.require_equal_numbers(self.comm, expected, sums[len(losses) :])
         if not same_used:
             differences.require_equal_lines(self.comm, compared)
+        if len(keys) > len(reached):  # other ranks have reached more
+            reached |= {bucket.key(): bucket for bucket in buckets}
         summed = []
         for key in keys:
-            if key not in by_key:
-                known = [bucket.number for bucket in by_key.values()]
-                raise differences.unequal_reduction(self.comm.rank, key >> _MODE_BITS, known)
-            summed.append((by_key[key], key & _MODE == OVERWRITE and scale == 1))
+            if key not in reached:
+                known = [bucket.number for bucket in buckets]
+                raise differences.unequal_reduction(self.comm.rank, key >> MODE_BITS, known)
+            summed.append((reached[key], key & _MODE == OVERWRITE and scale == 1))
         if self._reduced(summed, scale, same_used, several_hosts and sums[count - 1] > 0) and values:
             for i, part in (*enumerate(losses), *enumerate(terms if same_used else (), count)):
                 part.shown, part.complete = sums[i], True

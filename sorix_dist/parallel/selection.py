@@ -7,6 +7,7 @@ import numpy as np
 
 from sorix_dist.comm import Comm
 from sorix_dist.core.flat import Flat, gradients
+from sorix_dist.core.graph import zero
 from sorix_dist.core.memory import PRIVATE
 from sorix_dist.parallel.agreement import Consensus, SharedMemoryConsensus
 from sorix_dist.parallel.comm_hooks import Hook, HookReducer, fp16_compress, is_exchanged
@@ -39,8 +40,10 @@ class LocalReducer(Reducer):
         self.buffers = [self._staging]
 
     def begin_backward(self, last: bool) -> None:
-        if True in [leaf.total.written for leaf in self.leaves]:
-            self.stage()
+        for leaf in self.leaves:  # noqa: SIM110
+            if leaf.total.written:
+                self.stage()
+                return
 
     def end_backward(self) -> bool:
         if self.buffers:
@@ -48,17 +51,20 @@ class LocalReducer(Reducer):
             if not reached:
                 self._show_total()
             return reached
-        written = [leaf.total.written for leaf in self.leaves]
-        self._whole = False not in written
-        return True in written
+        reached, self._whole = False, True
+        for leaf in self.leaves:
+            if leaf.total.written:
+                reached = True
+            else:
+                self._whole = False
+        return reached
 
     def reset(self) -> None:
         if self.buffers:
             super().reset()
             self._show_total()
             return
-        for leaf in self.leaves:
-            leaf.zero()
+        zero(self.leaves)
 
     def reduce(self, overwrite: bool, same_used: bool, start_over: bool = False) -> None:
         if self.buffers:

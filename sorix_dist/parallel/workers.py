@@ -13,7 +13,7 @@ import numpy as np
 
 from sorix_dist.core import random as rng
 from sorix_dist.core.flat import Flat, flatten, synchronise
-from sorix_dist.core.graph import Described, Sync, Visitor
+from sorix_dist.core.graph import Described, Sync, Visitor, zero
 from sorix_dist.core.memory import read_only
 from sorix_dist.core.placement import Partial, Placement, Shard
 from sorix_dist.core.random import Draws, functional_draws, row_draws
@@ -216,7 +216,7 @@ class Workers:
         for bucket in self.buckets:
             for leaf in bucket.leaves:
                 leaf.local = leaf.total
-                leaf.zero()
+            zero(bucket.leaves)
 
     def _load(self, worker: int) -> None:
         """Puts the weights and the optimizer state of a worker in the place of those of the latest one."""

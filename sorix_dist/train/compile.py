@@ -93,11 +93,13 @@ class CompiledStep:
         return CompiledStep, (self.step,)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        if self._mode == "off" or (recorders and get_ident() in recorders):  # in another one it is a part of that
+        if self._last is not None and not (options or recorders):
+            last, like, seen, (changing, state) = self._last
+            # A call like the last one, which is found sooner than by a key.
+            if like(args) and version() == seen and (not changing or last.reads.state(changing).leaves == state.leaves):
+                return self._run(last, args, args, options)
+        if self._mode == "off" or (recorders and get_ident() in recorders):  # in another step it is a part of that
             return self.step(*args, **options)
-        entry = None if options else self._repeated(args)
-        if entry is not None:
-            return self._run(entry, args, args, options)
         self._last = None
         key, given, values = self._key(args, options)
         entry = self._programs.get(key)
@@ -120,40 +122,27 @@ class CompiledStep:
         if entry.program is None:
             return self._record(entry, values, args, options)
         if self._reads and not (options or self._state.arrays) and (like := self._likeness(entry, args)):
-            self._last = entry, like, self._around(), self._reads.changing(self._named)
+            self._last = entry, like, version(), self._reads.changing(self._named)
         return self._run(entry, values, args, options)
 
     def _run(self, entry: _Entry, values: Sequence[Any], args: Any, options: Any) -> Any:
         """Runs the program of an entry, or audits it."""
-        assert entry.program is not None
-        entry.runs += 1
-        if entry.runs <= AUDITED or entry.runs % EVERY == 0 or self._mode == "audit":
+        entry.runs = runs = entry.runs + 1
+        if runs <= AUDITED or runs % EVERY == 0 or self._mode == "audit":
             return self._audit(entry, values, args, options)
         try:
-            return entry.program(*values)
+            return entry.program(*values)  # type: ignore[misc]
         except BaseException:
             entry.abandon()
             raise
-
-    def _around(self) -> tuple[Any, ...]:
-        """What a program depends on beside the arguments and what the step reads."""
-        return version(), flat.version(), recording.get()
 
     def _likeness(self, entry: _Entry, args: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], bool] | None:
         """The function that tells whether a call is like this one; it is made once, which takes long."""
         if entry.reads is not self._reads:
             assert self._reads is not None
-            entry.like, entry.reads = likeness(args, self._reads.steady(self._named)), self._reads
+            around = [("{}()", read, read()) for read in (flat.version, recording.get)]
+            entry.like, entry.reads = likeness(args, [*around, *self._reads.steady(self._named)]), self._reads
         return entry.like if entry.like is not None and entry.like(args) else None
-
-    def _repeated(self, args: tuple[Any, ...]) -> _Entry | None:
-        """The entry of the last call if this one is like it, which is found sooner than by a key; else None."""
-        if self._last is None:
-            return None
-        entry, like, around, (changing, state) = self._last
-        if not like(args) or self._around() != around:
-            return None
-        return entry if not changing or entry.reads.state(changing).leaves == state.leaves else None
 
     def _key(self, args: Any, options: Any) -> tuple[Any, Fingerprint, list[Any]]:
         """What a program of this call depends on, the fingerprint of its arguments, and their tensors and arrays."""

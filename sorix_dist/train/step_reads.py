@@ -68,6 +68,8 @@ class Reads:
             if function is _of_cell or function is getattr:
                 thing, name = (*read.args, "cell_contents")[:2]
                 expression = f"{{}}.{name}"
+            elif getattr(function, "__name__", "") == "get":  # of the globals
+                thing, expression = function, f"{{}}({read.args[0]!r})"
             found.append((expression, thing, named[i]))
         return found
 
