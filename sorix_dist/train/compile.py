@@ -172,11 +172,12 @@ class CompiledStep:
 
     def _record(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is; its calls become a program when two recordings are alike."""
-        if not entry.given_up and _are_named(values, entry.named):
+        staying = _staying(entry.named)
+        if not entry.given_up and _are_among(values, staying):
             self._give_up(entry, f"an argument is a tensor that the step names, too ({_line_of(self.step)})")
         if entry.given_up:
             return self.step(*args, **options)
-        recorder = StepRecorder(_named(values), _staying(entry.named))
+        recorder = StepRecorder(_named(values), staying)
         result = self._recorded(recorder, args, options)
         before, entry.recorder = entry.recorder, recorder
         entry.recordings += 1
@@ -239,9 +240,10 @@ class CompiledStep:
     def _audit(self, entry: _Entry, values: Sequence[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is and its program beside it; both must compute the same bits."""
         assert entry.recorder is not None
-        if _are_named(values, entry.named):
+        staying = _staying(entry.named)
+        if _are_among(values, staying):
             return self.step(*args, **options)
-        audit = Audit(entry.recorder, _named(values), _staying(entry.named))
+        audit = Audit(entry.recorder, _named(values), staying)
         result = self._recorded(audit, args, options)
         difference = audit.refusal or audit.difference or difference_of(entry.recorder, audit)
         if difference is not None:
@@ -305,9 +307,8 @@ def _own(module: Module) -> list[Any]:
     return [module, *vars(module).values(), *(value for _, value in module.children_and_state())]
 
 
-def _are_named(values: Sequence[Any], named: list[Any]) -> bool:
+def _are_among(values: Sequence[Any], staying: dict[int, str]) -> bool:
     """Whether an argument is a tensor that the step names, too: in a recording one would be taken for the other."""
-    staying = _staying(named)
     return any(id(value) in staying or id(getattr(value, "array", value)) in staying for value in values)
 
 

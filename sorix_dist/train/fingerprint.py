@@ -197,8 +197,14 @@ def within(x: Any) -> Any:
     if isinstance(x, np.random.Generator):
         return repr(x.bit_generator.state)
     if isinstance(x, np.random.RandomState):
-        return repr(x.get_state())
+        return legacy_state(x)
     return x.getstate() if isinstance(x, random.Random) else None
+
+
+def legacy_state(generator: Any) -> Any:
+    """The state of a RandomState, or of the module numpy.random."""
+    state = generator.get_state()
+    return repr(state) if isinstance(state, dict) else (state[0], state[1].tobytes(), *state[2:])
 
 
 def modules(named: Any, depth: int = 0) -> Iterator[Module]:
