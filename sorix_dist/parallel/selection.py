@@ -40,7 +40,7 @@ class LocalReducer(Reducer):
         self.buffers = [self._staging]
 
     def begin_backward(self, last: bool) -> None:
-        for leaf in self.leaves:  # noqa: SIM110
+        for leaf in self.leaves:
             if leaf.total.written:
                 self.stage()
                 return

@@ -191,20 +191,15 @@ def likeness(args: tuple[Any, ...], read: list[tuple[str, Any, Any]]) -> Callabl
 
 
 def within(x: Any) -> Any:
-    """What changes in an object that counts by its id."""
+    """What changes in an object that counts by its id, or the state of NumPy's own random numbers."""
     if isinstance(x, np.ndarray):
         return hash(x.tobytes())
     if isinstance(x, np.random.Generator):
         return repr(x.bit_generator.state)
-    if isinstance(x, np.random.RandomState):
-        return legacy_state(x)
+    if x is np.random or isinstance(x, np.random.RandomState):
+        state: Any = x.get_state()
+        return repr(state) if isinstance(state, dict) else (state[0], state[1].tobytes(), *state[2:])
     return x.getstate() if isinstance(x, random.Random) else None
-
-
-def legacy_state(generator: Any) -> Any:
-    """The state of a RandomState, or of the module numpy.random."""
-    state = generator.get_state()
-    return repr(state) if isinstance(state, dict) else (state[0], state[1].tobytes(), *state[2:])
 
 
 def modules(named: Any, depth: int = 0) -> Iterator[Module]:

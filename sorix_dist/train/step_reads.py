@@ -21,17 +21,7 @@ import numpy as np
 from sorix_dist.core import Tensor
 from sorix_dist.core.capture import is_tensor, outside, root_package
 from sorix_dist.nn import Module
-from sorix_dist.train.fingerprint import (
-    MOST,
-    NUMBERS,
-    Fingerprint,
-    fields,
-    inside,
-    is_data,
-    is_ours,
-    legacy_state,
-    within,
-)
+from sorix_dist.train.fingerprint import MOST, NUMBERS, Fingerprint, fields, inside, is_data, is_ours, within
 from sorix_dist.train.step_code import ANY, COPIES, PACKAGE, is_called_unnamed, is_pure, is_users, names_of, why_refused
 
 Read = Callable[[], Any]
@@ -98,7 +88,7 @@ class Reads:
 
     def each(self) -> dict[str, Any]:
         """The state of each source by its name, the numbers of arrays and the states of generators with it."""
-        drawn = random.getstate(), legacy_state(np.random)
+        drawn = random.getstate(), within(np.random)
         found: dict[str, Any] = {"the state of Python's or NumPy's random numbers": drawn}
         for name, read in self.sources:
             one = self.state([read()])
