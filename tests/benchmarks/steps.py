@@ -12,6 +12,7 @@ import numpy as np
 import sorix_dist as sx
 from sorix_dist import nn
 from sorix_dist.core.flat import leaf_of
+from sorix_dist.core.graph import zero
 from sorix_dist.parallel import world
 from sorix_dist.parallel.agreement import BACKWARD, StepFingerprint
 from sorix_dist.parallel.coordinator import Coordinator
@@ -48,8 +49,7 @@ def synchronisation(module: nn.Module) -> dict[str, Callable[[], Any]]:
     gradient = np.zeros(sum(parameter.numel for parameter in model.parameters()), np.float32)
 
     def synchronise() -> None:
-        for leaf in leaves:
-            leaf.zero()
+        zero(leaves)
         coordinator.before_backward(None)
         for leaf in leaves:  # as if a backward had reached them
             leaf.local.written = True
