@@ -130,34 +130,32 @@ def _gelu_by_tanh(x: Any) -> Any:
 def gelu_by_tanh(x: Any) -> Any:
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)."""
     flat, shape = x.reshape(-1), x.shape
-    t, y = np.empty_like(flat), np.empty_like(flat)
+    s, y = np.empty_like(flat), np.empty_like(flat)  # s is (1 + tanh(...)) / 2, so y = x * s
+    one, half = scalar(1, flat.dtype), scalar(0.5, flat.dtype)
     for part in _blocks(flat.size):
-        a, b, c = flat[part], t[part], y[part]
+        a, b = flat[part], s[part]
         np.multiply(a, a, out=b)
         b *= _GELU_SCALE * _GELU_CUBIC
         b += _GELU_SCALE
         b *= a
         np.tanh(b, out=b)
-        np.add(b, 1, out=c)
-        c *= a
-        c *= 0.5
+        b += one
+        b *= half
+        np.multiply(a, b, out=y[part])
 
     def to_x(g: Any, out: Any) -> Any:
-        # (1 + t) * (1 + (1 - t) * x * scale * (1 + 3 cubic x^2)) / 2
+        # s * (1 + (1 - s) * x * 2 scale * (1 + 3 cubic x^2))
         incoming, gradient, spare = g.reshape(-1), np.empty_like(flat), np.empty_like(flat[:_BLOCK])
-        one = scalar(1, flat.dtype)
         for part in _blocks(flat.size):
-            a, b, c = flat[part], t[part], gradient[part]
-            d = spare[: len(a)]
+            a, b, c = flat[part], s[part], gradient[part]
             np.multiply(a, a, out=c)
-            c *= 3 * _GELU_SCALE * _GELU_CUBIC
-            c += _GELU_SCALE
+            c *= 6 * _GELU_SCALE * _GELU_CUBIC
+            c += 2 * _GELU_SCALE
             c *= a
-            c *= np.subtract(one, b, out=d)
+            c *= np.subtract(one, b, out=spare[: len(a)])
             c += one
-            c *= np.add(b, one, out=d)
+            c *= b
             c *= incoming[part]
-            c *= 0.5
         return gradient.reshape(shape)
 
     return y.reshape(shape), (to_x,)
