@@ -51,9 +51,11 @@ def replays(step: Any) -> int:
 def refused(step: Callable[..., Any], *args: Any) -> str:
     """Why a step runs as it is."""
     compiled = sx.compile(step)
-    for call in range(5):
-        with pytest.warns(RuntimeWarning, match="runs as it is") if call == 0 else warnings.catch_warnings():
-            compiled(*args)
+    with pytest.warns(RuntimeWarning, match="runs as it is") as said:
+        compiled(*args)
+    assert said[0].filename == __file__
+    for _ in range(4):
+        compiled(*args)
     assert replays(compiled) == 0
     return compiled.reason
 
