@@ -68,7 +68,7 @@ class Fingerprint:
 
     def add(self, x: Any) -> None:
         """Adds an object and what lies in it."""
-        kind, leaves = x.__class__, self.leaves
+        kind, leaves = type(x), self.leaves  # a proxy says that its class is that of another object
         if kind in NUMBERS:  # 1, 1.0 and True are equal, and so are 0.0 and -0.0
             leaves += (kind, x if x and x == x else repr(x))
         elif kind is Tensor or isinstance(x, Tensor | np.ndarray):
@@ -108,7 +108,7 @@ class Fingerprint:
             own = [v for n, v in self._own(x) if n != "__wrapped__"]
             if own:
                 self._inside(own, own)
-        elif hasattr(kind, "__next__"):
+        elif hasattr(kind, "__next__") and package != "weakref":
             self.refusal = f"a {kind.__name__}, which it takes things from, is something else in every call"
         elif not (isinstance(x, _BY_ID) or package.partition(".")[0] in _STEADY or is_users(package)):
             self.refusal = f"an object of {package}.{kind.__name__}, which it names, may change unseen"
@@ -262,7 +262,7 @@ def _slots(kind: type) -> list[MemberDescriptorType]:
 
 def is_data(x: Any) -> bool:
     """Whether an object is nothing but data of the user's program."""
-    return bool(_is_data(x.__class__))
+    return bool(_is_data(type(x)))
 
 
 @cache

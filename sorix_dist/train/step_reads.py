@@ -39,6 +39,7 @@ class Reads:
         self.refusal: str | None = None
         self._names: set[str] = set()
         self._owners: list[tuple[Any, str]] = []  # modules, classes and `Module`s of the user's, with their names
+        self._stored: set[str] = set()
         self._made: set[int] = set()  # classes that the step may make objects of
         self._known: dict[Any, Any] = {}  # which keeps them alive
         self._read("step", partial(_itself, step))
@@ -78,7 +79,7 @@ class Reads:
         found = Fingerprint(self.attributes)
         for value in named:
             found.add(value)
-        found.refusal = found.refusal or self.refusal
+        found.refusal = self.refusal or found.refusal
         return found
 
     def changing(self, named: list[Any]) -> tuple[list[Any], Fingerprint]:
@@ -92,7 +93,8 @@ class Reads:
         found: dict[str, Any] = {"the state of Python's or NumPy's random numbers": drawn}
         for name, read in self.sources:
             one = self.state([read()])
-            found[f"`{name}`"] = one.leaves, [within(x) for x in one.alive]
+            before = found.get(f"`{name}`")  # of something else with this name
+            found[f"`{name}`"] = one.leaves, [within(x) for x in one.alive], before
         return found
 
     def _read(self, name: str, read: Read) -> None:
@@ -119,7 +121,7 @@ class Reads:
                 return
         if isinstance(x, ModuleType | type):
             self._owners.append((x, x.__name__))
-            for base in x.__mro__[1:] if isinstance(x, type) else ():
+            for base in (*x.__mro__[1:], type(x)) if isinstance(x, type) else ():
                 if is_users(base.__module__):
                     self._visit(base)
         elif isinstance(x, FunctionType):
@@ -128,7 +130,7 @@ class Reads:
             self._read("self", partial(_itself, x.__self__))
             self._visit(x.__func__)
         elif isinstance(x, functools.partial):
-            for value in (x.func, *x.args, *x.keywords.values()):
+            for value in (x.func, *x.args, x.keywords):
                 self._read(name, partial(_itself, value))
         elif isinstance(x, operator.attrgetter | operator.methodcaller):
             self._names.add("getattr")
@@ -155,6 +157,8 @@ class Reads:
         elif id(type(module)) not in self._known:
             self._known[id(type(module))] = type(module)
             self._read("forward", partial(getattr, type(module), "forward"))
+        if "forward" in vars(module):
+            self._read("forward", partial(vars(module).get, "forward"))
         for hooks in vars(module).get("_hooks", ()):
             for hook in hooks:
                 self._read("hook", partial(_itself, hook))
@@ -168,7 +172,7 @@ class Reads:
 
     def _of_owner(self, owner: Any, name: str, everything: bool) -> None:
         """What the step may take of a module or a class: what has a name in its code, or is called without one."""
-        names = [*vars(owner)]
+        names = [*vars(owner), *self._stored]
         for base in owner.__mro__[1:] if isinstance(owner, type) else ():  # a class may get one of its own later
             names += vars(base) if is_users(base.__module__) else ()
         for name_of_it in names:
@@ -190,11 +194,13 @@ class Reads:
     def _takes(self, owner: Any, name: str) -> bool:
         if name in ("__init__", "__new__", "__post_init__"):
             return id(owner) in self._made
-        return name in self._names or (is_called_unnamed(name) and isinstance(owner, type))
+        by_syntax = name == "__getattr__" if isinstance(owner, ModuleType) else is_called_unnamed(name)
+        return name in self._names or by_syntax
 
     def _follow(self, function: FunctionType) -> None:
         code = names_of(function.__code__)
         self._names.update(code.names)
+        self._stored.update(code.stored)
         closure = {name: _of_cell(cell) for name, cell in _cells(function)}
         if refusal := why_refused(function, closure):
             self._refuse(refusal)

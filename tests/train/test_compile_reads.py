@@ -14,6 +14,7 @@ import threading
 import time
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import timedelta
@@ -63,6 +64,28 @@ class Described:
     v = Descriptor()
 
 
+class Named(Box):
+    def __str__(self) -> str:
+        return str(self.v)
+
+
+class Of(type):
+    """A class of classes, with a property and a rest."""
+
+    numbers = Box()
+
+    @property
+    def v(cls) -> Any:
+        return cls.numbers.v
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.numbers, name)
+
+
+class OfClass(metaclass=Of):
+    pass
+
+
 class Dynamic:
     def __init__(self) -> None:
         self.numbers = {"v": 1.0}
@@ -82,6 +105,20 @@ class Scaling(optim.SGD):
 
 def scheduler() -> Any:
     return optim.lr_scheduler.StepLR(Scaling(), 3)
+
+
+def module() -> Any:
+    made: Any = types.ModuleType("module")
+    exec("numbers = {}\ndef __getattr__(name):\n    return numbers[name]", vars(made))
+    return made
+
+
+def layer() -> Any:
+    """Its forward is one of its own."""
+    made = nn.Sequential(nn.Identity())
+    made.box = Box()
+    made[0].forward = lambda t: t * made.box.v
+    return made
 
 
 def function() -> Any:
@@ -121,6 +158,31 @@ ROWS: dict[str, Row] = {
     "methodcaller": (Box, attribute, operator.methodcaller("get"), None),
     "getattr": (Box, attribute, lambda x: getattr(x, "v"), None),  # noqa: B009
     "getattr beside functions of the package": (Box, attribute, lambda x: F.relu and getattr(x, "v"), None),  # noqa: B009
+    "text": (Named, attribute, lambda x: float(str(x)), None),
+    "f-string": (Named, attribute, lambda x: float(f"{x}"), None),
+    "format": (Box, attribute, lambda x: float("{0.v}".format(x)), None),
+    "hasattr": (
+        lambda: Box(),
+        lambda x, v: v == 1 or attribute(x, v),
+        lambda x: 2.0 if hasattr(x, "_v") else 1.0,
+        None,
+    ),
+    "property of a class": (lambda: OfClass, lambda x, v: attribute(Of.numbers, v), lambda x: x.v, None),
+    "__getattr__ of a class": (lambda: OfClass, lambda x, v: attribute(Of.numbers, v), lambda x: x._v, None),
+    "__getattr__ of a module": (module, lambda x, v: key(x.numbers, v), lambda x: x.v, None),
+    "weak proxy": (
+        lambda: weakref.proxy(vars(function).setdefault("box", Box())),
+        attribute,
+        lambda x: x.v,
+        "weakref.ProxyType",
+    ),
+    "forward of a layer": (layer, lambda x, v: attribute(x.box, v), lambda x: x(sx.ones(4)), None),
+    "keywords of a partial": (
+        lambda: functools.partial(dict, v=1.0),
+        lambda x, v: key(x.keywords, v),
+        lambda x: x()["v"],
+        None,
+    ),
     "UserDict": (lambda: collections.UserDict(v=1.0), key, lambda x: x["v"], None),
     "UserList": (lambda: collections.UserList([1.0]), first, lambda x: x[0], None),
     "ChainMap": (lambda: collections.ChainMap({"v": 1.0}), key, lambda x: x["v"], None),
@@ -236,6 +298,46 @@ def test_reads(name: str, monkeypatch: pytest.MonkeyPatch):
     else:
         assert replays(step) == 0
         assert refused in step.reason
+
+
+def set_global(x: Any, t: Any) -> None:
+    global KEPT
+    KEPT = t
+
+
+def set_attribute(x: Any, t: Any) -> None:
+    x.kept = t
+
+
+KEPT: Any = None
+STORES: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], Any], Callable[[Any], Any], str]] = {
+    # what the step sets a result in, how, where it is found, and why that is refused
+    "global": (lambda: None, set_global, lambda x: KEPT, "changes `KEPT`"),
+    "class": (lambda: type("Of", (), {"__module__": __name__}), set_attribute, lambda x: x.kept, "changes `Of.kept`"),
+    "module": (lambda: types.ModuleType("of"), set_attribute, lambda x: x.kept, "changes `of.kept`"),
+    "function": (lambda: lambda: None, set_attribute, lambda x: x.kept, "changes `x`"),
+    "setattr": (Box, lambda x, t: setattr(x, "kept", t), lambda x: x.kept, "`setattr` gives or does"),  # noqa: B010
+    "__setattr__": (Box, lambda x, t: object.__setattr__(x, "kept", t), lambda x: x.kept, "changes `x`"),
+    "vars": (Box, lambda x, t: vars(x).update(kept=t), lambda x: x.kept, "changes `x`"),
+}
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_stores(name: str):
+    """A step that does nothing but set a name: the results of later calls must come there."""
+    make, put, get, refused = STORES[name]
+
+    def program(capture: Any) -> Any:
+        x = make()
+
+        @capture
+        def step(t: Any) -> Any:
+            put(x, t * 2)
+            return t * 3
+
+        return lambda i: bits(step(X * float(i)), get(x))
+
+    assert refused in compared(program).reason
 
 
 def test_functions_that_are_replaced():
