@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 PACKAGE = __name__.partition(".")[0]
 ANY = frozenset(
-    "vars getattr format format_map __dict__ asdict astuple __getattribute__ __setattr__ __delattr__ dir".split()
-)
+    (
+        "vars", "getattr", "format", "format_map", "__dict__", "asdict", "astuple", "dir", "__getattribute__",
+        "__setattr__", "__delattr__",
+    )
+)  # fmt: skip
 """Names by which a function may come to any attribute."""
 COPIES = frozenset(
     ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "frombuffer", "memoryview")
@@ -27,12 +30,15 @@ _PURE = frozenset(
     f"typing_extensions {PACKAGE}".split()
 )
 _ELSEWHERE = frozenset(
-    "open input globals locals eval exec compile __import__ breakpoint setattr delattr".split()
-)
+    (
+        "open", "input", "globals", "locals", "eval", "exec", "compile", "__import__", "breakpoint", "setattr",
+        "delattr",
+    )
+)  # fmt: skip
 
 
 class Names(NamedTuple):
-    """Of a function and those inside of it. names: globals, attributes and modules; loaded: globals, also those that are
+    """Of a function and those inside of it. names: globals, attributes and modules; loaded: globals, also if they are
     set; stored: attributes that are set; imported: modules; refused: what can't be captured, with its line; arrays:
     what an attribute `array` is taken of, and where.
     """

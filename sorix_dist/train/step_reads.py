@@ -153,12 +153,10 @@ class Reads:
     def _of_module(self, module: Module) -> None:
         if is_users(type(module).__module__):
             self._visit(type(module))
-            self._owners.append((module, type(module).__name__))
         elif id(type(module)) not in self._known:
             self._known[id(type(module))] = type(module)
             self._read("forward", partial(getattr, type(module), "forward"))
-        if "forward" in vars(module):
-            self._read("forward", partial(vars(module).get, "forward"))
+        self._owners.append((module, type(module).__name__))
         for hooks in vars(module).get("_hooks", ()):
             for hook in hooks:
                 self._read("hook", partial(_itself, hook))

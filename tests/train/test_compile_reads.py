@@ -37,6 +37,7 @@ CALLS, LATE = 14, 8
 
 VARIABLE: ContextVar[float] = ContextVar("scale", default=1.0)
 LOCAL = threading.local()
+FORMAT = "{0.v}"
 
 
 class Box:
@@ -160,7 +161,7 @@ ROWS: dict[str, Row] = {
     "getattr beside functions of the package": (Box, attribute, lambda x: F.relu and getattr(x, "v"), None),  # noqa: B009
     "text": (Named, attribute, lambda x: float(str(x)), None),
     "f-string": (Named, attribute, lambda x: float(f"{x}"), None),
-    "format": (Box, attribute, lambda x: float("{0.v}".format(x)), None),
+    "format": (Box, attribute, lambda x: float(FORMAT.format(x)), None),
     "hasattr": (
         lambda: Box(),
         lambda x, v: v == 1 or attribute(x, v),
@@ -316,7 +317,7 @@ STORES: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], Any], Callable[[
     "class": (lambda: type("Of", (), {"__module__": __name__}), set_attribute, lambda x: x.kept, "changes `Of.kept`"),
     "module": (lambda: types.ModuleType("of"), set_attribute, lambda x: x.kept, "changes `of.kept`"),
     "function": (lambda: lambda: None, set_attribute, lambda x: x.kept, "changes `x`"),
-    "setattr": (Box, lambda x, t: setattr(x, "kept", t), lambda x: x.kept, "`setattr` gives or does"),  # noqa: B010
+    "setattr": (Box, lambda x, t: setattr(x, "kept", t), lambda x: x.kept, "`setattr` gives or does"),
     "__setattr__": (Box, lambda x, t: object.__setattr__(x, "kept", t), lambda x: x.kept, "changes `x`"),
     "vars": (Box, lambda x, t: vars(x).update(kept=t), lambda x: x.kept, "changes `x`"),
 }
