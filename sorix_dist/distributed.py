@@ -11,6 +11,7 @@ from typing import Any
 
 from sorix_dist.comm import world as comm_world
 from sorix_dist.core import Tensor
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.core.keywords import missing_from
 from sorix_dist.parallel import collectives
 from sorix_dist.parallel.collectives import barrier
@@ -137,6 +138,7 @@ def all_gather_object(object_list: list[Any], obj: Any, group: Any = None) -> No
     object_list[:] = collectives.gather_objects(obj)
 
 
+@uncaptured
 def broadcast_object_list(object_list: list[Any], src: int = 0, group: Any = None) -> None:
     """Replaces the objects of a list by those of rank `src`. Objects are pickled."""
     _only_all(group)

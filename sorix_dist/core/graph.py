@@ -239,6 +239,11 @@ def zero(leaves: Iterable[Leaf]) -> None:
             leaf.view = None
 
 
+def syncs_of(leaves: Iterable[Leaf]) -> list[Sync]:
+    """The `Sync` of leaves, without duplicates."""
+    return list({id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}.values())
+
+
 class Node:
     """One recorded operation: its gradient rules, one per input, and the nodes or leaves of the inputs (`edges`).
 

@@ -21,10 +21,9 @@ from sorix_dist.core import Tensor
 from sorix_dist.core.capture import outside, recorders
 from sorix_dist.core.fingerprint import as_text
 from sorix_dist.core.flat import Flat, leaf_of
-from sorix_dist.core.graph import Leaf, Sync, editing, refuse_pending
+from sorix_dist.core.graph import Leaf, Sync, editing, refuse_pending, syncs_of
 from sorix_dist.core.memory import ParameterMemory
 from sorix_dist.core.tensor import Array
-from sorix_dist.optim.state import syncs_of
 
 _INHERITED = {"zero_grad", "state_dict", "load_state_dict", "add_param_group"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from sorix_dist.core import Tensor, flat
 from sorix_dist.core.fingerprint import as_text
-from sorix_dist.core.graph import Accumulator, Leaf, Sync
+from sorix_dist.core.graph import Accumulator, Leaf, Sync, syncs_of
 from sorix_dist.core.memory import PRIVATE, ParameterMemory
 from sorix_dist.core.tensor import Array
 
@@ -41,9 +41,7 @@ class FlatState:
         self.memories: list[ParameterMemory] = []  # that processes share, without duplicates
         self._offsets: list[tuple[int, int]] = []  # of each parameter: the number of its kind, and its offset
         self._version = -1  # of the flat storages, for these three:
-        self._leaves: list[Leaf] = []
-        self._totals: list[Accumulator] = []
-        self._syncs: list[Sync] = []
+        self._leaves, self._totals, self._syncs = list[Leaf](), list[Accumulator](), list[Sync]()
         self._blocks_for: Any = None  # the state that the blocks of `_runs` were cut for
         self._used = np.zeros(len(params), np.int64)
         self._runs: list[tuple[int, list[Block]]] = []  # with the count of updates, less that of advances
@@ -173,11 +171,6 @@ class FlatState:
                 scratch = tuple(array[: stop - start] for array in spare[dtype])
                 blocks.append((run.flat.data[start:stop], run.flat.grad[start:stop], scratch, buffers))
             self._runs.append((int(self.steps[run.first]) - self._advances, blocks))
-
-
-def syncs_of(leaves: Iterable[Leaf]) -> list[Sync]:
-    """The `Sync` of leaves, without duplicates."""
-    return list({id(leaf.sync): leaf.sync for leaf in leaves if leaf.sync is not None}.values())
 
 
 def weighted(counts: Array) -> int:

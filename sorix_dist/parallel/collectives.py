@@ -7,11 +7,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from sorix_dist.comm import CollectiveMismatch
+from sorix_dist.comm import CollectiveMismatch, Comm
 from sorix_dist.comm.protocol import Op
 from sorix_dist.core import Tensor, as_tensor
 from sorix_dist.core.arguments import one_of
-from sorix_dist.core.capture import uncaptured
+from sorix_dist.core.capture import outside, uncaptured
 from sorix_dist.core.ops.axes import parts_along
 from sorix_dist.core.ops.collective import to_replicate
 from sorix_dist.core.ops.indexing import take
@@ -37,7 +37,7 @@ def all_reduce(x: T, op: Op = "sum") -> T:
             return cast(T, cast(Any, x).of_all())
         if op == "sum":
             current_group().warn_of_copy()
-        return cast(T, _OF_NUMBERS[op](world().gather_objects(x)))
+        return cast(T, _OF_NUMBERS[op](_uncaptured_world().gather_objects(x)))
     place = x.place if isinstance(x, Tensor) else None
     if op == "sum" and (place is None or (isinstance(place, Tally) and not place.known)):  # others refuse such a number
         current_group().warn_of_copy()
@@ -56,8 +56,13 @@ def all_reduce(x: T, op: Op = "sum") -> T:
             x.array, x.place = np.array(x.visible), None  # the numbers that each rank shows
         elif x.place is REPLICATE and op == "sum":
             _refuse_global()
-    world().all_reduce(array_of(x), op)
+    _uncaptured_world().all_reduce(array_of(x), op)
     return x
+
+
+def _uncaptured_world() -> Comm:
+    outside("all_reduce can't be captured: call sx.global_value(x), or all_reduce after the step")
+    return world()
 
 
 def _refuse_global() -> None:
@@ -72,7 +77,7 @@ def _refuse_global() -> None:
 def _sum_of_tally(x: Tensor, place: Tally, op: Op) -> Tensor:
     """The sum over all ranks of counts that a program keeps by hand, if it is what one process counts."""
     if not place.known:
-        world().all_reduce(x.array, op)
+        _uncaptured_world().all_reduce(x.array, op)
         x.place = Tally(None, True)
     elif op == "sum":
         if place.own is None:
@@ -110,6 +115,7 @@ def all_gather(x: Any) -> list[Any]:
     differentiable: a rank's gradient is that of all ranks' results with respect to its x. Arrays must have the same
     shape on all ranks. ValueError if the batch axis is merged with others.
     """
+    outside("all_gather can't be captured: sx.global_value(x) has the rows of all ranks, or gather after the step")
     if isinstance(x, np.ndarray):
         try:
             return list(world().all_gather(np.ascontiguousarray(x)))
@@ -135,6 +141,7 @@ def all_gather(x: Any) -> list[Any]:
     return [take(whole, index=part) for part in parts_along(axis, counts)]
 
 
+@uncaptured
 def gather_objects(x: Any) -> list[Any]:
     """Every rank's x, which is pickled, as a list in rank order."""
     with current_group().warns_of_sums():

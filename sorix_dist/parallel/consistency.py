@@ -16,6 +16,7 @@ from zlib import crc32
 from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.core import random as rng
+from sorix_dist.core.capture import uncaptured
 from sorix_dist.nn.module import Module, options_of
 from sorix_dist.store import files
 from sorix_dist.watchdog import watch
@@ -92,6 +93,7 @@ def describe_modules(module: Module) -> list[str]:
     return lines
 
 
+@uncaptured
 def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:
     """Calls `work` on rank 0; every rank returns its result or raises its error. A call of all ranks.
 
@@ -119,6 +121,7 @@ def on_first_rank(comm: Comm, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+@uncaptured
 def on_every_rank(comm: Comm, work: Callable[[], T]) -> T:
     """Calls `work` on every rank and returns this rank's result. If it raises on some ranks, the others raise the error
     of the first of these. A call of all ranks."""

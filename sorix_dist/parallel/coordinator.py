@@ -19,7 +19,7 @@ from sorix_dist.parallel.agreement import BACKWARD, MOST_VALUES, StepFingerprint
 from sorix_dist.parallel.comm_hooks import Hook
 from sorix_dist.parallel.groups import InOrder, Ranks, group_of
 from sorix_dist.parallel.hosts import peers_of, sender
-from sorix_dist.parallel.reducers import MODE_BITS, OVERWRITE, Bucket
+from sorix_dist.parallel.reducers import OVERWRITE, Bucket
 from sorix_dist.parallel.selection import consensus_of, reducer_of
 from sorix_dist.parallel.shared_memory import SharedMemory
 from sorix_dist.parallel.tree_reducers import shard_visitor
@@ -28,7 +28,8 @@ from sorix_dist.watchdog import watch
 
 NO_ROWS = Rows(0, 0, 0)
 _PRIME = (1 << 61) - 1
-_MODE = (1 << MODE_BITS) - 1
+_MODE_BITS = 33
+_MODE = (1 << _MODE_BITS) - 1
 _LOCAL = Partial, Shard
 
 
@@ -204,8 +205,7 @@ class Coordinator(Sync):
         if expected:
             self.group.expected = []
             values += expected + [number * number for number in expected]
-        reached: dict[int, Bucket] = {}
-        used, meanwhile = 0, None
+        reached, used, meanwhile = dict[int, Bucket](), 0, None
         if compared := self.group.compared:
             self.group.compared = []
             for _, number, *_ in compared:
@@ -214,7 +214,7 @@ class Coordinator(Sync):
         several_hosts = self.comm.hosts > 1
         for bucket in buckets:
             if bucket.reducer.end_backward():
-                reached[bucket.key()] = bucket
+                reached[bucket.number << _MODE_BITS | bucket.reduce_mode()] = bucket
                 if several_hosts:
                     used = (31 * used + bucket.reducer.used_digest()) % _PRIME
         if several_hosts:
@@ -237,12 +237,11 @@ class Coordinator(Sync):
         if not same_used:
             differences.require_equal_lines(self.comm, compared)
         if len(keys) > len(reached):  # other ranks have reached more
-            reached |= {bucket.key(): bucket for bucket in buckets}
+            reached |= {bucket.number << _MODE_BITS | bucket.reduce_mode(): bucket for bucket in buckets}
         summed = []
         for key in keys:
             if key not in reached:
-                known = [bucket.number for bucket in buckets]
-                raise differences.unequal_reduction(self.comm.rank, key >> MODE_BITS, known)
+                raise differences.unequal_reduction(self.comm.rank, key >> _MODE_BITS, [b.number for b in buckets])
             summed.append((reached[key], key & _MODE == OVERWRITE and scale == 1))
         if self._reduced(summed, scale, same_used, several_hosts and sums[count - 1] > 0) and values:
             for i, part in (*enumerate(losses), *enumerate(terms if same_used else (), count)):

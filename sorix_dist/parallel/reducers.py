@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 NonFinite = Literal["raise", "skip", "allow"]
 PRIVATE_GRADIENTS, OVERWRITE = 0, 1  # see `Bucket.reduce_mode`
-MODE_BITS = 33
 
 
 class GradientBuffer:
@@ -208,10 +207,6 @@ class Bucket:
         """Makes the parameters ordinary ones again."""
         self.flat.thaw()
         self.coordinator.remove(self)
-
-    def key(self) -> int:
-        """The number of this bucket and, in the lower MODE_BITS, its `reduce_mode`."""
-        return self.number << MODE_BITS | self.reduce_mode()
 
     def reduce_mode(self) -> int:
         """How to add the sum to `grad`; it must be the same on all ranks that share memory.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core import Tensor, flat
-from sorix_dist.core.capture import StepRecorder, recorders, version
+from sorix_dist.core.capture import StepRecorder, recorders, users_line, version
 from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
 from sorix_dist.parallel.accumulation import abandon
@@ -200,7 +200,8 @@ class CompiledStep:
         before, self.reason = self.reason, reason
         if before is None:
             text = f"compile: {self.__name__} runs as it is: {reason} [docs: captured-steps]"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            file, _, line = users_line().rpartition(":")
+            warnings.warn_explicit(text, RuntimeWarning, file, int(line))
 
     def _recorded(self, recorder: StepRecorder, args: Any, options: Any) -> Any:
         """The result of the step, whose calls a recorder writes."""

@@ -40,7 +40,13 @@ _BY_ID = (
     types.EllipsisType, types.GetSetDescriptorType, functools.partial, functools.cached_property, inspect.Signature,
     operator.attrgetter, operator.itemgetter, operator.methodcaller,
 )  # fmt: skip
-_STEADY = ("numpy", "typing", "logging", "_collections")  # their objects don't change; generators' states are compared
+_STEADY = (
+    "numpy",
+    "typing",
+    "logging",
+    "_collections",
+    "dataclasses",
+)  # their objects don't change; generators' states are compared
 
 
 class Fingerprint:

@@ -119,6 +119,7 @@ class EarlyStopping:
         """Whether `patience` epochs have passed without an improvement."""
         return self.epochs_without >= self.patience
 
+    @uncaptured
     def should_stop(self, value: Any) -> bool:
         """Records the number of an epoch; returns whether to stop. Rank 0's number counts, and NaN is no improvement. A
         call of all ranks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import types
 import warnings
@@ -50,9 +51,11 @@ def replays(step: Any) -> int:
 def refused(step: Callable[..., Any], *args: Any) -> str:
     """Why a step runs as it is."""
     compiled = sx.compile(step)
-    for call in range(5):
-        with pytest.warns(RuntimeWarning, match="runs as it is") if call == 0 else warnings.catch_warnings():
-            compiled(*args)
+    with pytest.warns(RuntimeWarning, match="runs as it is") as said:
+        compiled(*args)
+    assert said[0].filename == __file__
+    for _ in range(4):
+        compiled(*args)
     assert replays(compiled) == 0
     return compiled.reason
 
@@ -89,6 +92,47 @@ def test_a_captured_step_beside_ranks_without_one(case: Any, shards: int | None)
         warnings.simplefilter("error")
         first, second = run_threads(train, 2)
     assert first[1] == second[1]
+
+
+BY_HAND: dict[str, Callable[[Any], Any]] = {
+    "all_gather": lambda out: sx.cat(sx.all_gather(out), 0).sum(),
+    "all_gather of objects": lambda out: len(sx.all_gather([0] * out.shape[1])),
+    "all_gather of an array": lambda out: sx.all_gather(np.ones(2)),
+    "all_reduce of a number": lambda out: sx.all_reduce(1.0),
+    "all_reduce of an array": lambda out: sx.all_reduce(np.ones(2)),
+    "broadcast_object_list": lambda out: sx.distributed.broadcast_object_list([1]),
+    "should_stop": lambda out: sx.EarlyStopping(patience=9).should_stop(1.0),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.filterwarnings("ignore:compile:RuntimeWarning")
+def test_collectives_by_hand_are_refused(name: str):
+    """One rank may replay where another one records: both must send the same messages."""
+    collective = BY_HAND[name]
+
+    def train(capture: bool) -> Any:
+        sx.manual_seed(0)
+        model = sx.DistributedDataParallel(nn.Linear(4, 3))
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x: Any, y: Any) -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            collective(model(x).detach())
+
+        run = sx.compile(step) if capture else step
+        for call in range(8):
+            rows = 7 + call % 2
+            for x, y in DataLoader(Dataset(X[call % 6][:rows], Y[call % 6][:rows]), batch_size=rows):
+                run(x, y)
+        return compile_cases.bits(model), run.reason if capture else ""
+
+    eager, captured = (run_threads(train, 3, args=(capture,)) for capture in (False, True))
+    for (wanted, _), (found, reason) in zip(eager, captured, strict=True):
+        assert found == wanted
+        assert re.search(rf"{name.split(' ')[0]} can't be captured.*{__name__.rpartition('.')[2]}\.py:\d+", reason)
 
 
 FORMS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {

@@ -10,7 +10,7 @@ import re
 import types
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -298,6 +298,23 @@ def batches_that_are_objects(capture):
 
     def call(i):
         return step(Batch(*BATCHES[i % 6], weight=1.0 + i // 12))
+
+    return step, call
+
+
+@case()
+def fields_of_dataclasses(capture):
+    options = Batch(2.0, 3.0, 1.0)
+
+    def scale() -> float:
+        found = [getattr(options, field.name) for field in fields(options)]
+        return sum(found) * asdict(options)["weight"] + replace(options, x=4.0).x * vars(options)["y"]
+
+    step, _ = trained(capture, scale)
+
+    def call(i):
+        options.weight = 1.0 + i // 12
+        return step(*BATCHES[i % 6])
 
     return step, call
 

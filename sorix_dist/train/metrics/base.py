@@ -18,6 +18,7 @@ from sorix_dist.comm import Comm
 from sorix_dist.core import Tensor
 from sorix_dist.core.arguments import as_state
 from sorix_dist.core.batch_numbers import BatchInt
+from sorix_dist.core.capture import outside
 from sorix_dist.core.own_numbers import is_of_part, warn_of_given
 from sorix_dist.core.tensor import Array, as_array
 from sorix_dist.parallel.world import communicator
@@ -93,6 +94,7 @@ class Metric(ABC):
 
     def _total(self) -> dict[str, Any]:
         """The sum of what all ranks have seen; ValueError on every rank if one has another metric."""
+        outside("compute() and state_dict() of a metric can't be captured")
         what = "compute() or state_dict() of a metric, a call of all ranks,"
         reports = self._communicator().gather_objects((repr(self), self.seen), what)
         for rank, (metric, _) in enumerate(reports):

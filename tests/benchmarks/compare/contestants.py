@@ -20,6 +20,8 @@ PERCEPTRONS = ("W1", "W2", "W3")
 OF_JAX = (*PERCEPTRONS, "W6", "W9")
 OF_DDP = ("W1", "W2", "W3", "W4", "W5", "W6", "W8", "W9")
 """W7 normalises over the whole batch, which DDP can do on GPUs only (SyncBatchNorm)."""
+COMPILED = ("W3", "W6", "W7", "W9")
+"""torch.compile takes up to 20 s for each, and is slower than torch itself on the others."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
@@ -77,6 +79,7 @@ def field(ranks: int) -> tuple[Contestant, ...]:
         Contestant(f"torch, {ranks} threads, default layout", "torch", threads=ranks, **plain),
         Contestant(f"torch DDP (gloo), {ranks} ranks, default optimizer", "torch", ranks=ranks, **small),
         Contestant("torch, 1 thread, default optimizer", "torch", **small),
+        Contestant("torch, 1 thread, torch.compile", "torch", workloads=COMPILED, options=(("compiled", True),)),
         Contestant("sorix, 1 thread", "sorix", workloads=PERCEPTRONS),
         Contestant(f"sorix, {ranks} threads", "sorix", threads=ranks, workloads=PERCEPTRONS),
         Contestant("jax, 1 thread", "jax", workloads=OF_JAX),

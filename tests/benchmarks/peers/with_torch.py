@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +32,8 @@ class Peer:
     """A process of PyTorch.
 
     channels_last: whether images lie in memory as oneDNN's convolutions like them; hook: the name of one of
-    DDP's own, without `_hook`; fused: whether its optimizer is the fused one, which a user must ask for.
+    DDP's own, without `_hook`; fused: whether its optimizer is the fused one, which a user must ask for; compiled:
+    whether torch.compile makes one function of model and loss, which needs a C++ compiler.
     """
 
     def __init__(
@@ -42,10 +45,14 @@ class Peer:
         channels_last: bool = True,
         hook: str | None = None,
         fused: bool = True,
+        compiled: bool = False,
     ) -> None:
+        if compiled and shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise RuntimeError("torch.compile needs a C++ compiler")
         torch.set_num_threads(threads)
         self.rank, self.ranks, self.channels_last, self.hook = rank, ranks, channels_last, hook
         self.fused = True if fused else None  # None is PyTorch's default
+        self.compiled = compiled
         if ranks > 1:
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
 
@@ -77,10 +84,14 @@ class Peer:
             if self.hook is not None:
                 model.register_comm_hook(None, getattr(default_hooks, f"{self.hook}_hook"))
 
+        def forward(x: Tensor, y: Tensor) -> Tensor:
+            return loss_of(model(x).flatten(0, -2), y)
+
+        forward = torch.compile(forward) if self.compiled else forward
+
         def step() -> Tensor:
-            x, y = next(batches)
             optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(model(x).flatten(0, -2), y)
+            loss = forward(*next(batches))
             loss.backward()
             optimizer.step()
             return loss
