@@ -97,8 +97,8 @@ def test_tiles_of_any_size_compute_the_same(
     groups: int, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(windows, "TILE", tile)
-    monkeypatch.setattr(windows, "MOST", tile)
-    monkeypatch.setattr(windows, "WIDE", 1 if by_rows else 1 << 30)
+    monkeypatch.setattr(windows, "WIDE", 1)
+    monkeypatch.setattr(windows, "SHORT", 1 if by_rows else 1 << 30)
     monkeypatch.setattr(blocks, "without_copies", lambda: in_blocks)
     monkeypatch.setattr(blocks, "one_thread", lambda: in_blocks)
     monkeypatch.setattr(blocks, "NARROW", 1)  # products of some columns each
@@ -204,12 +204,32 @@ def test_few_channels_of_many(
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (40, 3)])
 def test_tiles_cover_each_window_once(tile: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "TILE", tile)
-    monkeypatch.setattr(windows, "MOST", tile)
-    for count, shared in ((1, 0), (30, 2), (300, 5)):
+    for count, taps in ((1, 1), (30, 3), (300, 6)):
         covered = np.zeros(size, int)
-        for part in windows.tiles(size, shared, 100, count, 16):
+        for part in windows.tiles(size, windows.Taps(0, 1, taps, 1), 100, count, 16, 16 * taps):
             covered[slice(*part.rows), slice(*part.columns)] += 1
         assert (covered == 1).all()
+
+
+@pytest.mark.parametrize(("size", "images", "channels", "outputs", "taps", "spacing", "tile"), [
+    ((32, 32), 64, 16, 16, (3, 3), 1, (16, 8)),  # tall, and wide enough
+    ((32, 32), 16, 16, 16, (3, 3), 1, (16, 32)),  # whole rows of few images
+    ((224, 224), 1, 16, 16, (3, 3), 1, (45, 224)),
+    ((8, 8), 64, 64, 64, (3, 3), 1, (4, 8)),  # at most a third of the rows is copied twice, whatever they take
+    ((32, 32), 64, 16, 16, (3, 3), 2, (11, 8)),  # matrices that are no views of the copy
+    ((32, 32), 64, 3, 16, (3, 3), 1, (16, 32)),  # longer rows, since each number takes few multiplications
+    ((1, 512), 64, 16, 16, (1, 3), 1, (1, 128)),
+    ((0, 4), 64, 16, 16, (3, 3), 1, None),
+    ((4, 4), 64, 16, 0, (3, 3), 1, None),
+])  # fmt: skip
+def test_a_tile_fits_in_the_cache_and_is_tall_first(
+    size: Any, images: int, channels: int, outputs: int, taps: Any, spacing: int, tile: Any
+) -> None:
+    down, right = (windows.Taps(-1, 1, count, spacing) for count in taps)
+    pixel = channels * right.count * images * 4
+    parts = windows.tiles(size, down, pixel, images, outputs, outputs * channels * down.count * right.count)
+    first = next(parts, None)
+    assert (first and first.size) == tile
 
 
 @pytest.mark.parametrize("batch", [1, 2, 33])

@@ -47,12 +47,13 @@ def _unfolded(image: Array, down: Taps, right: Taps, size: Pair, outputs: int) -
     the windows as matrices (groups, products, kH * kW * C / groups, pixels)."""
     groups, channels, *_, count = image.shape
     scratch = Scratch(image.dtype)
-    pixel = (groups * channels * right.count * min(down.step, down.count) + outputs) * count * image.itemsize
+    height, depth = outputs // groups, down.count * right.count * channels
+    pixel = groups * channels * right.count * count * image.itemsize
     single = all(
         taps.count == 1 and taps.first >= 0 and taps.first + (count_of - 1) * taps.step < extent
         for taps, count_of, extent in zip((down, right), size, image.shape[2:4], strict=True)
     )
-    for tile in windows.tiles(size, down.shared, pixel, count, outputs // groups):
+    for tile in windows.tiles(size, down, pixel, count, height, height * depth):
         if single:  # the windows are pixels of the image
             yield tile, tile.matrices(image[:, :, down.first :: down.step, right.first :: right.step])
         else:
@@ -252,11 +253,11 @@ def conv1d(
     input: (N, C, L); weight: (O, C / groups, k); bias: (O,). Returns (N, O, L').
     """
     input = _checked("conv1d", input, weight, bias, groups, "N, C, L")
-    # A sequence is an image of one column, so that a tile is a range of rows.
-    steps, spacing = ((single("conv1d", n, v, 1), 1) for n, v in (("stride", stride), ("dilation", dilation)))
-    pixels = padding if isinstance(padding, str) else (single("conv1d", "padding", padding, 0), 0)
-    y = _conv("conv1d", unsqueeze(input, 3), unsqueeze(weight, 3), bias, steps, pixels, spacing, groups)
-    return squeeze(y, 3)  # type: ignore[no-any-return]
+    # A sequence is an image of one row, because matrices of windows take one copy along rows and two along columns.
+    steps, spacing = ((1, single("conv1d", n, v, 1)) for n, v in (("stride", stride), ("dilation", dilation)))
+    pixels = padding if isinstance(padding, str) else (0, single("conv1d", "padding", padding, 0))
+    y = _conv("conv1d", unsqueeze(input, 2), unsqueeze(weight, 2), bias, steps, pixels, spacing, groups)
+    return squeeze(y, 2)  # type: ignore[no-any-return]
 
 
 def _conv(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sorix_dist.core.arguments import is_integer
+from sorix_dist.core.ops.blocks import SMALL
 from sorix_dist.core.tensor import Array
 
 Pair = tuple[int, int]
@@ -137,9 +138,10 @@ def pad(x: Array, geometry: Geometry, fill: float = 0.0) -> Array:
     return padded.transpose(3, 0, 1, 2)
 
 
-TILE = 1 << 20  # bytes that are copied and computed at a time, so that they stay in the cache
-MOST = 16 * TILE  # where rows are so long that a few of them take more
-WIDE = 128  # numbers in a row of a tile, at least, so that copies and products are long
+TILE = 2 << 20  # bytes that are copied at a time, so that they stay in the cache
+WIDE = 512  # numbers in a row of a tile, at least, so that copies and products are long; up to four times as many for
+# products with few multiplications a number
+SHORT = 128  # numbers in a row of windows, at least, to multiply row by row
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,24 +210,29 @@ class Scratch:
         return self._memory[:size].reshape(*shape[:-1], row)[..., : shape[-1]]
 
 
-def tiles(size: Pair, shared: int, pixel: int, count: int, height: int) -> Iterator[Tile]:
-    """The windows of an image of `size` windows in tiles, whole rows of them if that does not take too much memory.
+def tiles(size: Pair, down: Taps, pixel: int, count: int, height: int, each: int) -> Iterator[Tile]:
+    """The windows of an image of `size` in tiles: as tall as fits, because the rows that two of them share are copied
+    twice, and then as wide as fits.
 
-    shared: how many rows a tile copies that the next one copies again; pixel: the bytes that are copied and
-    computed for a window in all `count` images; height: of the matrices that the columns are multiplied with. To
-    multiply row by row pays if rows are longer than these matrices are high, which are read again for each of them.
+    down: the windows along the columns; pixel: the bytes that are copied for a window in all `count` images and one
+    row of the kernel; height: of the matrices that the columns are multiplied with, which takes `each` multiplications
+    a number. To multiply row by row pays if rows are longer than these matrices are high, which are read again for
+    each of them.
     """
     rows, columns = size
-    if not rows or not columns or not pixel:
+    if not rows or not columns or not pixel or not each:
         return
-    high = min(rows, max(1, 3 * shared, TILE // (pixel * columns) - shared))
-    least = -(-max(WIDE, height) // count)
-    wide = min(columns, max(least, MOST // (pixel * (high + shared))))
+    by_rows = columns * count >= max(SHORT, height)
+    # Only row by row the matrices can be views of what is copied.
+    pixel *= min(down.step, down.count) if by_rows and down.spacing == 1 else down.count
+    least = min(columns, -(-max(height, min(SMALL // each, 4 * WIDE), WIDE) // count))
+    high = min(rows, max(1, 3 * down.shared, TILE // (pixel * least) - down.shared))
+    wide = min(columns, max(least, TILE // (pixel * (high + down.shared))))
     # Parts of even size: a thin last one would cost as much as a whole one.
     high, wide = (-(-whole // -(-whole // part)) for whole, part in ((rows, high), (columns, wide)))
     for top in range(0, rows, high):
         for left in range(0, columns, wide):
-            yield Tile((top, min(top + high, rows)), (left, min(left + wide, columns)), least <= columns)
+            yield Tile((top, min(top + high, rows)), (left, min(left + wide, columns)), by_rows)
 
 
 def inside(first: int, step: int, count: int, size: int) -> tuple[slice, slice]:
