@@ -262,7 +262,8 @@ def _slots(kind: type) -> list[MemberDescriptorType]:
 
 def is_data(x: Any) -> bool:
     """Whether an object is nothing but data of the user's program."""
-    return bool(_is_data(type(x)))
+    kind: Any = type(x)
+    return bool(_is_data(kind))
 
 
 @cache
