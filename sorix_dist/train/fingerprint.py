@@ -225,11 +225,12 @@ def inside(x: Any) -> list[Any] | None:
 
 
 def state_of(module: Module) -> tuple[Any, ...]:
-    """What a program takes for granted of a module: its mode, numbers and texts, which modules and arrays it has, and
-    hooks."""
+    """What a program takes for granted of a module: its mode, numbers and texts, which modules and arrays it has,
+    hooks, and whether it sums over the ranks."""
     found = Fingerprint(set())
     for value in vars(module).values():
         found.add(value) if value.__class__ in NUMBERS else found.leaves.append(id(value))
+    found.leaves.append(getattr(vars(module).get("_coordinator"), "synchronising", None))  # see `no_sync`
     trained = [(p.requires_grad, p.leaf is not None and bool(p.leaf.hooks)) for p in module.parameters()]
     own = [id(value) for _, value in module.children_and_state()]
     return type(module), *found.leaves, *own, *trained, *(len(hooks) for hooks in module.__dict__.get("_hooks", ()))

@@ -634,3 +634,34 @@ def test_global_values():
 
     run_threads(lambda: train(False), 2)
     run_threads(lambda: train(True), 2)
+
+
+def test_calls_in_and_out_of_no_sync():
+    """The loss of a backward that sums over the ranks is shown over all of them, that of another one is not."""
+
+    def train() -> None:
+        def program(capture: Any) -> Any:
+            model = sx.DistributedDataParallel(nn.Linear(4, 3))
+            optimizer = optim.SGD(model.parameters(), lr=0.1)
+            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+            @capture
+            def step(x: Any, y: Any) -> Any:
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                return loss.detach()
+
+            def call(i: int) -> Any:
+                if i < LATE:
+                    with model.no_sync():
+                        return bits(step(*batch))
+                loss = step(*batch)
+                optimizer.step()
+                optimizer.zero_grad()
+                return bits(loss, *model.parameters())
+
+            return call
+
+        assert replays(compared(program)) > 6
+
+    run_threads(train, 2)
