@@ -156,7 +156,8 @@ class Fingerprint:
                 self.refusal = f"it names more than {MOST} objects: give it those of one call as arguments"
             return
         self._on_way.append(x)
-        self.alive.append(x)
+        if is_data(x):  # of an argument, its class: a batch must not outlive its call
+            self.alive.append(x if self._values is None else type(x))
         for entry in entries:
             self.add(entry)
         self._on_way.pop()

@@ -665,3 +665,53 @@ def test_calls_in_and_out_of_no_sync():
         assert replays(compared(program)) > 6
 
     run_threads(train, 2)
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda pair: {"x": pair[0], "y": pair[1]}, lambda pair: Batch(*pair)])
+def test_batches_are_freed(kind: Any):
+    """A program keeps nothing of the calls that it was made of."""
+    alive = []
+
+    def program(capture: Any) -> Any:
+        step = capture(lambda batch: sum(vars(batch).values() if isinstance(batch, Batch) else of_values(batch)))
+
+        def call(i: int) -> Any:
+            pair = X * float(i), X + float(i)
+            alive.extend(weakref.ref(x.array) for x in pair)
+            return bits(step(kind(pair)))
+
+        return call
+
+    step = compared(program)
+    assert replays(step) > 3
+    assert not any(array() is not None for array in alive)
+
+
+class Batch:
+    def __init__(self, x: Any, y: Any) -> None:
+        self.x, self.y = x, y
+
+
+def of_values(batch: Any) -> Any:
+    return batch.values() if isinstance(batch, dict) else batch
+
+
+def test_errors_of_a_program_name_the_line_that_calls_the_step():
+    def train() -> None:
+        model = sx.DistributedDataParallel(nn.Linear(4, 3))
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+        @sx.compile
+        def step(x: Any, y: Any) -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        for i in range(CALLS):
+            optimizer.param_groups[0]["lr"] = 0.1 + (sx.rank() if i > LATE else 0)
+            step(*batch)
+
+    line = train.__code__.co_firstlineno + 14
+    with pytest.raises(RuntimeError, match=rf"rank 0 has come to optimizer.step at \S*test_compile_reads.py:{line}"):
+        run_threads(train, 2)
