@@ -712,6 +712,6 @@ def test_errors_of_a_program_name_the_line_that_calls_the_step():
             optimizer.param_groups[0]["lr"] = 0.1 + (sx.rank() if i > LATE else 0)
             step(*batch)
 
-    line = train.__code__.co_firstlineno + 14
+    line = train.__code__.co_firstlineno + 13
     with pytest.raises(RuntimeError, match=rf"rank 0 has come to optimizer.step at \S*test_compile_reads.py:{line}"):
         run_threads(train, 2)
