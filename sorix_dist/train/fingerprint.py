@@ -91,6 +91,10 @@ class Fingerprint:
         else:
             self._by_id(x, kind)
 
+    def modules(self) -> list[Module]:
+        """The modules among the objects, and all below them."""
+        return [*{id(module): module for x in self.alive if isinstance(x, Module) for module in x.modules()}.values()]
+
     def _by_id(self, x: Any, kind: Any) -> None:
         self.leaves.append(id(x))
         self.alive.append(x)
@@ -207,15 +211,6 @@ def within(x: Any) -> Any:
         state: Any = x.get_state()
         return repr(state) if isinstance(state, dict) else (state[0], state[1].tobytes(), *state[2:])
     return x.getstate() if isinstance(x, random.Random) else None
-
-
-def modules(named: Any, depth: int = 0) -> Iterator[Module]:
-    """The modules among what a step names, in containers and objects too, and all below them."""
-    for thing in named:
-        if isinstance(thing, Module):
-            yield from thing.modules()
-        elif depth < _DEPTH and (entries := inside(thing)) is not None:
-            yield from modules(entries, depth + 1)
 
 
 def inside(x: Any) -> list[Any] | None:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from types import CodeType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from types import CodeType, FunctionType
+from typing import NamedTuple
 
 PACKAGE = __name__.partition(".")[0]
 ANY = frozenset(
@@ -39,8 +39,7 @@ _ELSEWHERE = frozenset(
 
 class Names(NamedTuple):
     """Of a function and those inside of it. names: globals, attributes and modules; loaded: globals, also if they are
-    set; stored: attributes that are set; imported: modules; refused: what can't be captured, with its line; arrays:
-    what an attribute `array` is taken of, and where.
+    set; stored: attributes that are set; imported: modules; refused: what can't be captured, with its line.
     """
 
     names: tuple[str, ...]
@@ -48,7 +47,6 @@ class Names(NamedTuple):
     stored: tuple[str, ...]
     imported: tuple[str, ...]
     refused: tuple[str, int] | None
-    arrays: tuple[tuple[str, int], ...]
 
 
 @cache
@@ -59,7 +57,6 @@ def names_of(code: CodeType) -> Names:
     stored: dict[str, None] = {}
     imported: dict[str, None] = {}
     refused: list[tuple[str, int]] = []
-    arrays: list[tuple[str, int]] = []
     for inner in _all_code(code):
         names |= dict.fromkeys(inner.co_names)
         if "hasattr" in inner.co_names:
@@ -74,27 +71,23 @@ def names_of(code: CodeType) -> Names:
                 imported[now.argval] = None
             elif _catches(before, now):
                 refused.append(("an error of a program would not come to the `except` of the step", line))
-            elif now.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR") and now.argval == "array":
-                arrays.append((str(before.argval) if before else "", line))
+            elif now.opname.endswith(("_ATTR", "_METHOD")) and now.argval == "array" and not _is_numpy(before):
+                refused.append(("Python code reads or changes the `array` of a tensor", line))
             if now.opname in ("STORE_ATTR", "DELETE_ATTR"):
                 stored[now.argval] = None
             if now.opname.startswith("FORMAT_") or now.argval in ("str", "repr", "format"):
                 names |= dict.fromkeys(("__str__", "__repr__", "__format__"))
-    return Names((*names,), (*loaded,), (*stored,), (*imported,), refused[0] if refused else None, (*arrays,))
+    return Names((*names,), (*loaded,), (*stored,), (*imported,), refused[0] if refused else None)
 
 
-def why_refused(function: FunctionType, values: dict[str, Any]) -> str | None:
-    """Why no program can repeat what a function does, with the line; values: of the names of its closure."""
+def why_refused(function: FunctionType) -> str | None:
+    """Why no program can repeat what a function does, with the line."""
     code = names_of(function.__code__)
     found = [] if code.refused is None else [code.refused]
     first = function.__code__.co_firstlineno
     for name in code.loaded:
         if name in _ELSEWHERE and name not in function.__globals__ and hasattr(builtins, name):
             found.append((f"what `{name}` gives or does is not seen by a program", first))
-    for owner, line in code.arrays:
-        value = values.get(owner, function.__globals__.get(owner))
-        if not isinstance(value, ModuleType) and owner not in ("np", "numpy"):
-            found.append(("Python code reads or changes the `array` of a tensor", line))
     return f"{found[0][0]} ({function.__code__.co_filename}:{found[0][1]})" if found else None
 
 
@@ -135,6 +128,10 @@ def _all_code(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _all_code(constant)
+
+
+def _is_numpy(given: dis.Instruction | None) -> bool:
+    return given is not None and given.argval in ("np", "numpy")
 
 
 def _catches(before: dis.Instruction | None, now: dis.Instruction) -> bool:

@@ -22,6 +22,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import numpy as other_name
 import pytest
 
 import sorix_dist as sx
@@ -219,6 +220,7 @@ ROWS: dict[str, Row] = {
     "class of an optimizer": (Scaling, lambda x, v: attribute(Scaling, v), lambda x: x.v, None),
     "clock": (lambda: None, lambda x, v: v, lambda x: 1.0 if time.monotonic() > 0 else 2.0, "module time"),
     "file": (lambda: None, lambda x, v: v, lambda x: 2.0 if pathlib.Path("/there").exists() else 1.0, "pathlib"),
+    "NumPy by another name": (lambda: None, lambda x, v: v, lambda x: float(other_name.array(1.0)), "the `array` of"),
     "open": (lambda: None, lambda x, v: v, lambda x: float(open("/dev/null").read() or 1), "`open` gives"),  # noqa: SIM115
     "globals": (lambda: None, lambda x, v: v, lambda x: float(globals()["CALLS"]), "`globals` gives"),
 }
