@@ -108,7 +108,7 @@ class Fingerprint:
                 if own:
                     steady = all(is_ours(v.__class__) for _, v in own)  # a scheduler's optimizer
                     self._inside(x, (entry for pair in own for entry in pair), steady)
-        elif isinstance(x, FunctionType):
+        elif isinstance(x, FunctionType | Enum):
             own = [v for n, v in self._own(x) if n != "__wrapped__"]
             if own:
                 self._inside(own, own)
