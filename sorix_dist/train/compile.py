@@ -112,7 +112,7 @@ class CompiledStep:
             if len(self._programs) >= MOST:
                 self._refuse(f"there are more than {MOST} kinds of calls, by shapes, modes, numbers and objects")
                 return self.step(*args, **options)
-            alive = [given, *map(_own, self._state.modules())]
+            alive = [given.alive, *map(_own, self._state.modules())]
             entry = self._programs[key] = _Entry(self._state, alive)
             assert self._reads is not None
             if self._reads.copies and any(isinstance(x, np.ndarray) for x in values):
@@ -364,7 +364,7 @@ def _assembled(recorder: StepRecorder, count: int, name: str) -> Callable[..., A
     source = _text(recorder, count)
     file = f"<captured {name} {id(recorder):x}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    names = dict(recorder.names)
+    names = {**recorder.names, "__name__": __name__}  # errors name the line that calls the step
     exec(builtins.compile(source, file, "exec"), names)
     names["step"].__doc__ = source
     program: Callable[..., Any] = names["step"]

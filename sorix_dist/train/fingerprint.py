@@ -103,7 +103,7 @@ class Fingerprint:
                 if own:
                     steady = all(is_ours(v.__class__) for _, v in own)  # a scheduler's optimizer
                     self._inside(x, (entry for pair in own for entry in pair), steady)
-        elif isinstance(x, FunctionType):
+        elif isinstance(x, FunctionType | Enum):
             own = [v for n, v in self._own(x) if n != "__wrapped__"]
             if own:
                 self._inside(own, own)
@@ -155,7 +155,8 @@ class Fingerprint:
                 self.refusal = f"it names more than {MOST} objects: give it those of one call as arguments"
             return
         self._on_way.append(x)
-        self.alive.append(x)
+        if is_data(x):  # of an argument, its class: a batch must not outlive its call
+            self.alive.append(x if self._values is None else type(x))
         for entry in entries:
             self.add(entry)
         self._on_way.pop()

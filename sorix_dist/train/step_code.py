@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 PACKAGE = __name__.partition(".")[0]
 ANY = frozenset((
-    "vars", "getattr", "format", "format_map", "__dict__", "asdict", "astuple", "dir", "__getattribute__",
-    "__setattr__", "__delattr__",
+    "vars", "getattr", "format", "format_map", "attrgetter", "methodcaller", "__dict__", "asdict", "astuple", "dir",
+    "__getattribute__", "__setattr__", "__delattr__",
 ))  # fmt: skip
 """Names by which a function may come to any attribute."""
 COPIES = frozenset((

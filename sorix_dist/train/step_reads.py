@@ -13,7 +13,7 @@ import random
 import sys
 from collections.abc import Callable
 from functools import cache, partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,8 @@ class Reads:
         if x.__class__ in NUMBERS or id(x) in self._known or len(self._known) > 4 * MOST:
             return
         self._known[id(x)] = x
+        if isinstance(x, BuiltinFunctionType | MethodWrapperType) and not isinstance(x.__self__, ModuleType | None):
+            self._read(name, x.__self__)  # such as the list of its `append`
         if isinstance(x, ModuleType | type | BuiltinFunctionType | FunctionType):
             package = x.__name__ if isinstance(x, ModuleType) else x.__module__
             by_exec = isinstance(x, FunctionType) and package in (None, "builtins")  # whose globals have no name
@@ -175,7 +177,7 @@ class Reads:
                 continue
             self._read(f"{name}.{name_of_it}", vars(owner).get, f"{{}}({name_of_it!r})")
             for part in ("__func__", "fget", "func", "__wrapped__"):
-                if isinstance(function := getattr(value, part, None), FunctionType):
+                if isinstance(function := getattr(value, part, None), FunctionType | operator.attrgetter):
                     self._visit(function)
 
     def _takes(self, owner: Any, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import collections
 import copy
+import enum
 import functools
 import operator
 import os
@@ -51,6 +52,17 @@ class Box:
 class Called(Box):
     def __call__(self) -> Any:
         return self.v
+
+
+class Got(Box):
+    got = property(operator.attrgetter("v"))
+
+
+class Member(enum.Enum):
+    ONE = 1
+
+    def __init__(self, number: int) -> None:
+        self.v: Any = 1.0
 
 
 class Described:
@@ -156,6 +168,15 @@ ROWS: dict[str, Row] = {
     "__getattr__": (Dynamic, lambda x, v: key(x.numbers, v), lambda x: x.v, None),
     "function": (lambda: function, attribute, lambda x: x(), None),
     "object that is called": (Called, attribute, lambda x: x(), None),
+    "attrgetter of several names": (
+        lambda: types.SimpleNamespace(box=Box()),
+        lambda x, v: attribute(x.box, v),
+        lambda x: operator.attrgetter("box.v")(x),
+        None,
+    ),
+    "property by attrgetter": (Got, attribute, lambda x: x.got, None),
+    "member of an enumeration": (lambda: Member.ONE, attribute, lambda x: x.v, None),
+    "method of a dict": (lambda: {}.get, lambda x, v: key(x.__self__, v), lambda x: x("v"), None),
     "attrgetter": (Box, attribute, operator.attrgetter("v"), None),
     "methodcaller": (Box, attribute, operator.methodcaller("get"), None),
     "getattr": (Box, attribute, lambda x: getattr(x, "v"), None),  # noqa: B009
@@ -318,6 +339,7 @@ STORES: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], Any], Callable[[
     "global": (lambda: None, set_global, lambda x: KEPT, "changes `KEPT`"),
     "class": (lambda: type("Of", (), {"__module__": __name__}), set_attribute, lambda x: x.kept, "changes `Of.kept`"),
     "module": (lambda: types.ModuleType("of"), set_attribute, lambda x: x.kept, "changes `of.kept`"),
+    "method of a list": (lambda: [].append, lambda x, t: x(t), lambda x: x.__self__[-1], "changes `x`"),
     "function": (lambda: lambda: None, set_attribute, lambda x: x.kept, "changes `x`"),
     "setattr": (Box, lambda x, t: setattr(x, "kept", t), lambda x: x.kept, "`setattr` gives or does"),
     "__setattr__": (Box, lambda x, t: object.__setattr__(x, "kept", t), lambda x: x.kept, "changes `x`"),
@@ -697,3 +719,53 @@ def test_calls_in_and_out_of_no_sync():
         assert replays(compared(program)) > 6
 
     run_threads(train, 2)
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda pair: {"x": pair[0], "y": pair[1]}, lambda pair: Batch(*pair)])
+def test_batches_are_freed(kind: Any):
+    """A program keeps nothing of the calls that it was made of."""
+    alive = []
+
+    def program(capture: Any) -> Any:
+        step = capture(lambda batch: sum(vars(batch).values() if isinstance(batch, Batch) else of_values(batch)))
+
+        def call(i: int) -> Any:
+            pair = X * float(i), X + float(i)
+            alive.extend(weakref.ref(x.array) for x in pair)
+            return bits(step(kind(pair)))
+
+        return call
+
+    step = compared(program)
+    assert replays(step) > 3
+    assert not any(array() is not None for array in alive)
+
+
+class Batch:
+    def __init__(self, x: Any, y: Any) -> None:
+        self.x, self.y = x, y
+
+
+def of_values(batch: Any) -> Any:
+    return batch.values() if isinstance(batch, dict) else batch
+
+
+def test_errors_of_a_program_name_the_line_that_calls_the_step():
+    def train() -> None:
+        model = sx.DistributedDataParallel(nn.Linear(4, 3))
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+        @sx.compile
+        def step(x: Any, y: Any) -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        for i in range(CALLS):
+            optimizer.param_groups[0]["lr"] = 0.1 + (sx.rank() if i > LATE else 0)
+            step(*batch)
+
+    line = train.__code__.co_firstlineno + 13
+    with pytest.raises(RuntimeError, match=rf"rank 0 has come to optimizer.step at \S*test_compile_reads.py:{line}"):
+        run_threads(train, 2)
