@@ -120,7 +120,6 @@ class StepRecorder:
         self.refusal: str | None = None
         self.tagged: list[Any] = []
         self.kept: set[str] = set()
-        self._named: dict[int, str] = {}
         self._known: dict[int, str] = {}
         self._given: dict[Any, str] = {}  # NumPy arrays among the arguments, by where their numbers are
         self._of_arguments: set[int] = set()
@@ -235,7 +234,6 @@ class StepRecorder:
     def finish(self) -> None:
         """Releases the arrays of this run."""
         self._known.clear()
-        self._named.clear()
         self._alive.clear()
         self._staying = {}
 
@@ -317,18 +315,15 @@ class StepRecorder:
 
     def constant(self, x: Any, hint: str) -> str:
         """The name of an object that is the same in every run."""
-        found = self._named.get(id(x))
-        return self.name(re.sub(r"\W", "_", hint), x, numbered=True) if found is None else found
+        return self.name(re.sub(r"\W", "_", hint), x, numbered=True)
 
     def keep(self, array: Any) -> None:
         """Gives an array a name, which is the same in every run."""
-        name = self.constant(array, "indices")
-        self.kept.add(name)
-        self._know(array, name)
+        self.kept.add(self.constant(array, "indices"))
 
     def name(self, hint: str, x: Any, numbered: bool = False) -> str:
         """The name of an object in the captured program."""
-        found = self._named.get(id(x))
+        found = self._known.get(id(x))
         if found is not None:
             return found
         name, number = (f"{hint}_0", 0) if numbered else (hint, 0)
@@ -336,8 +331,7 @@ class StepRecorder:
             number += 1
             name = f"{hint}_{number}"
         self.names[name] = x
-        self._named[id(x)] = name
-        self._alive.append(x)
+        self._know(x, name)
         return name
 
 

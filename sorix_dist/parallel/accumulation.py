@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from sorix_dist.core.capture import host, outside
+from sorix_dist.core.capture import changed, host, outside
 from sorix_dist.core.placement import SUM, Partial, Placement, current_group
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def no_sync(coordinator: Coordinator) -> Iterator[None]:
             "after them at once, where one process calls it for each"
         )
     before, coordinator.synchronising = coordinator.synchronising, False
+    changed()
     try:
         yield
     finally:
         coordinator.synchronising = before
+        changed()

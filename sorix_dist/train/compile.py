@@ -21,7 +21,7 @@ from sorix_dist.core.graph import Node, recording
 from sorix_dist.nn import Module
 from sorix_dist.parallel.accumulation import abandon
 from sorix_dist.train.audit import Audit, difference_of, forgotten
-from sorix_dist.train.fingerprint import Fingerprint, arrays_of, inside, likeness, modules, state_of, within
+from sorix_dist.train.fingerprint import Fingerprint, arrays_of, inside, likeness, state_of, within
 from sorix_dist.train.step_reads import Reads, Watched, followed
 
 RECORDINGS = 4  # calls that may differ before a step is given up: the first ones make buffers
@@ -112,8 +112,8 @@ class CompiledStep:
             if len(self._programs) >= MOST:
                 self._refuse(f"there are more than {MOST} kinds of calls, by shapes, modes, numbers and objects")
                 return self.step(*args, **options)
-            alive = [given, self._state, *map(_own, modules(self._named))]
-            entry = self._programs[key] = _Entry(self._named, alive)
+            alive = [given.alive, *map(_own, self._state.modules())]
+            entry = self._programs[key] = _Entry(self._state, alive)
             assert self._reads is not None
             if self._reads.copies and any(isinstance(x, np.ndarray) for x in values):
                 given.refusal = "Python code may read the numbers of a NumPy array: pass it as a tensor"
@@ -162,7 +162,7 @@ class CompiledStep:
         if self._state.changeable or self._seen != version() or not same_objects:
             self._named, self._seen = named, version()
             self._state = self._reads.state(named)
-            below = [*modules(named)]
+            below = self._state.modules()
             state = *self._state.leaves, *self._state.arrays, *map(state_of, below)
             state += tuple(id_ for module in below for id_ in arrays_of(module))
             full = len(self._programs) >= MOST
@@ -172,7 +172,7 @@ class CompiledStep:
 
     def _record(self, entry: _Entry, values: list[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is; its calls become a program when two recordings are alike."""
-        staying = _staying(entry.named)
+        staying = _staying(entry.state)
         if not entry.given_up and _are_among(values, staying):
             self._give_up(entry, f"an argument is a tensor that the step names, too ({_line_of(self.step)})")
         if entry.given_up:
@@ -233,7 +233,7 @@ class CompiledStep:
         given.add([*args, *options.values()])
         return {
             "an argument": (given.leaves, [*map(within, given.alive)]),
-            "the mode or a number of a module": [*map(state_of, modules(self._reads.now()))],
+            "the mode or a number of a module": [*map(state_of, self._state.modules())],
             "set_grad_enabled": recording.get(),
             **self._reads.each(),
         }
@@ -241,7 +241,7 @@ class CompiledStep:
     def _audit(self, entry: _Entry, values: Sequence[Any], args: Any, options: Any) -> Any:
         """Runs the step as it is and its program beside it; both must compute the same bits."""
         assert entry.recorder is not None
-        staying = _staying(entry.named)
+        staying = _staying(entry.state)
         if _are_among(values, staying):
             return self.step(*args, **options)
         audit = Audit(entry.recorder, _named(values), staying)
@@ -258,8 +258,8 @@ class CompiledStep:
 class _Entry:
     """What is known of the step for one key."""
 
-    def __init__(self, named: list[Any], alive: list[Any]) -> None:
-        self.named = named
+    def __init__(self, state: Fingerprint, alive: list[Any]) -> None:
+        self.state = state
         self.alive = alive  # so that no other objects get their ids
         self.recorder: StepRecorder | None = None
         self.recordings = self.runs = 0
@@ -276,7 +276,7 @@ class _Entry:
                 abandon(thing)
 
 
-def _staying(named: list[Any]) -> dict[int, str]:
+def _staying(state: Fingerprint) -> dict[int, str]:
     """By id the names of arrays and tensors that a program may mention: of modules, and those that the step names."""
     found: dict[int, str] = {}
 
@@ -288,19 +288,16 @@ def _staying(named: list[Any]) -> dict[int, str]:
             plain = f"layer_{plain}" if plain[0].isdigit() else plain
             if id(value) not in found:
                 found[id(value)], found[id(value.array)] = f"{plain}_tensor", plain
-        elif isinstance(value, Module):
-            for name, tensor in (*value.named_parameters(), *value.named_buffers()):
-                add(name, tensor)
-            for module in value.modules():
-                for name, own in vars(module).items():
-                    if not isinstance(own, Module):
-                        add(name, own, depth + 1)
         elif depth < 5:
             for entry in inside(value) or ():
                 add(name, entry, depth + 1)
 
-    for thing in named:
-        add("tensor", thing)
+    for module in state.modules():  # the whole model before its layers
+        for name, own in (*module.named_parameters(), *module.named_buffers(), *vars(module).items()):
+            add(name, own)
+    for thing in state.alive:
+        if isinstance(thing, Tensor | np.ndarray):
+            add("tensor", thing)
     return found
 
 
@@ -377,7 +374,7 @@ def _assembled(recorder: StepRecorder, count: int, name: str) -> Callable[..., A
     source = _text(recorder, count)
     file = f"<captured {name} {id(recorder):x}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    names = dict(recorder.names)
+    names = {**recorder.names, "__name__": __name__}  # errors name the line that calls the step
     exec(builtins.compile(source, file, "exec"), names)
     names["step"].__doc__ = source
     program: Callable[..., Any] = names["step"]

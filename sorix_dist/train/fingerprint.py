@@ -68,7 +68,7 @@ class Fingerprint:
 
     def add(self, x: Any) -> None:
         """Adds an object and what lies in it."""
-        kind, leaves = x.__class__, self.leaves
+        kind, leaves = type(x), self.leaves  # a proxy says that its class is that of another object
         if kind in NUMBERS:  # 1, 1.0 and True are equal, and so are 0.0 and -0.0
             leaves += (kind, x if x and x == x else repr(x))
         elif kind is Tensor or isinstance(x, Tensor | np.ndarray):
@@ -91,6 +91,10 @@ class Fingerprint:
         else:
             self._by_id(x, kind)
 
+    def modules(self) -> list[Module]:
+        """The modules among the objects, and all below them."""
+        return [*{id(module): module for x in self.alive if isinstance(x, Module) for module in x.modules()}.values()]
+
     def _by_id(self, x: Any, kind: Any) -> None:
         self.leaves.append(id(x))
         self.alive.append(x)
@@ -104,11 +108,11 @@ class Fingerprint:
                 if own:
                     steady = all(is_ours(v.__class__) for _, v in own)  # a scheduler's optimizer
                     self._inside(x, (entry for pair in own for entry in pair), steady)
-        elif isinstance(x, FunctionType):
+        elif isinstance(x, FunctionType | Enum):
             own = [v for n, v in self._own(x) if n != "__wrapped__"]
             if own:
                 self._inside(own, own)
-        elif hasattr(kind, "__next__"):
+        elif hasattr(kind, "__next__") and package != "weakref":
             self.refusal = f"a {kind.__name__}, which it takes things from, is something else in every call"
         elif not (isinstance(x, _BY_ID) or package.partition(".")[0] in _STEADY or is_users(package)):
             self.refusal = f"an object of {package}.{kind.__name__}, which it names, may change unseen"
@@ -156,7 +160,8 @@ class Fingerprint:
                 self.refusal = f"it names more than {MOST} objects: give it those of one call as arguments"
             return
         self._on_way.append(x)
-        self.alive.append(x)
+        if is_data(x):  # of an argument, its class: a batch must not outlive its call
+            self.alive.append(x if self._values is None else type(x))
         for entry in entries:
             self.add(entry)
         self._on_way.pop()
@@ -208,15 +213,6 @@ def within(x: Any) -> Any:
     return x.getstate() if isinstance(x, random.Random) else None
 
 
-def modules(named: Any, depth: int = 0) -> Iterator[Module]:
-    """The modules among what a step names, in containers and objects too, and all below them."""
-    for thing in named:
-        if isinstance(thing, Module):
-            yield from thing.modules()
-        elif depth < _DEPTH and (entries := inside(thing)) is not None:
-            yield from modules(entries, depth + 1)
-
-
 def inside(x: Any) -> list[Any] | None:
     """What lies in a container or an object of a class of the user's; None if it is neither."""
     if isinstance(x, _CONTAINERS):
@@ -225,11 +221,12 @@ def inside(x: Any) -> list[Any] | None:
 
 
 def state_of(module: Module) -> tuple[Any, ...]:
-    """What a program takes for granted of a module: its mode, numbers and texts, which modules and arrays it has, and
-    hooks."""
+    """What a program takes for granted of a module: its mode, numbers and texts, which modules and arrays it has,
+    hooks, and whether it sums over the ranks."""
     found = Fingerprint(set())
     for value in vars(module).values():
         found.add(value) if value.__class__ in NUMBERS else found.leaves.append(id(value))
+    found.leaves.append(getattr(vars(module).get("_coordinator"), "synchronising", None))  # see `no_sync`
     trained = [(p.requires_grad, p.leaf is not None and bool(p.leaf.hooks)) for p in module.parameters()]
     own = [id(value) for _, value in module.children_and_state()]
     return type(module), *found.leaves, *own, *trained, *(len(hooks) for hooks in module.__dict__.get("_hooks", ()))
@@ -262,7 +259,8 @@ def _slots(kind: type) -> list[MemberDescriptorType]:
 
 def is_data(x: Any) -> bool:
     """Whether an object is nothing but data of the user's program."""
-    return bool(_is_data(x.__class__))
+    kind: Any = type(x)
+    return bool(_is_data(kind))
 
 
 @cache

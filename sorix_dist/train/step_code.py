@@ -8,11 +8,16 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from types import CodeType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from types import CodeType, FunctionType
+from typing import NamedTuple
 
 PACKAGE = __name__.partition(".")[0]
-ANY = frozenset(("vars", "getattr", "__dict__", "asdict", "astuple", "__getattribute__", "dir"))
+ANY = frozenset(
+    (
+        "vars", "getattr", "format", "format_map", "attrgetter", "methodcaller", "__dict__", "asdict", "astuple", "dir",
+        "__getattribute__", "__setattr__", "__delattr__",
+    )
+)  # fmt: skip
 """Names by which a function may come to any attribute."""
 COPIES = frozenset(
     ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "frombuffer", "memoryview")
@@ -24,19 +29,24 @@ _PURE = frozenset(
     "warnings logging string re numbers statistics bisect heapq textwrap fractions decimal random numpy __future__ "
     f"typing_extensions {PACKAGE}".split()
 )
-_ELSEWHERE = frozenset(("open", "input", "globals", "locals", "eval", "exec", "compile", "__import__", "breakpoint"))
+_ELSEWHERE = frozenset(
+    (
+        "open", "input", "globals", "locals", "eval", "exec", "compile", "__import__", "breakpoint", "setattr",
+        "delattr",
+    )
+)  # fmt: skip
 
 
 class Names(NamedTuple):
-    """Of a function and those inside of it. names: globals, attributes and modules; loaded: globals; imported:
-    modules; refused: what can't be captured, with its line; arrays: what an attribute `array` is taken of, and where.
+    """Of a function and those inside of it. names: globals, attributes and modules; loaded: globals, also if they are
+    set; stored: attributes that are set; imported: modules; refused: what can't be captured, with its line.
     """
 
     names: tuple[str, ...]
     loaded: tuple[str, ...]
+    stored: tuple[str, ...]
     imported: tuple[str, ...]
     refused: tuple[str, int] | None
-    arrays: tuple[tuple[str, int], ...]
 
 
 @cache
@@ -44,38 +54,40 @@ def names_of(code: CodeType) -> Names:
     """What a function names."""
     names: dict[str, None] = {}
     loaded: dict[str, None] = {}
+    stored: dict[str, None] = {}
     imported: dict[str, None] = {}
     refused: list[tuple[str, int]] = []
-    arrays: list[tuple[str, int]] = []
     for inner in _all_code(code):
         names |= dict.fromkeys(inner.co_names)
+        if "hasattr" in inner.co_names:
+            names |= dict.fromkeys(x for x in inner.co_consts if isinstance(x, str))
         line = inner.co_firstlineno
         for before, now in pairwise((None, *dis.get_instructions(inner))):
             assert now is not None
             line = now.starts_line if type(now.starts_line) is int else getattr(now, "line_number", None) or line
-            if now.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            if now.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"):
                 loaded[now.argval] = None
             elif now.opname == "IMPORT_NAME":
                 imported[now.argval] = None
             elif _catches(before, now):
                 refused.append(("an error of a program would not come to the `except` of the step", line))
-            elif now.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR") and now.argval == "array":
-                arrays.append((str(before.argval) if before else "", line))
-    return Names((*names,), (*loaded,), (*imported,), refused[0] if refused else None, (*arrays,))
+            elif now.opname.endswith(("_ATTR", "_METHOD")) and now.argval == "array" and not _is_numpy(before):
+                refused.append(("Python code reads or changes the `array` of a tensor", line))
+            if now.opname in ("STORE_ATTR", "DELETE_ATTR"):
+                stored[now.argval] = None
+            if now.opname.startswith("FORMAT_") or now.argval in ("str", "repr", "format"):
+                names |= dict.fromkeys(("__str__", "__repr__", "__format__"))
+    return Names((*names,), (*loaded,), (*stored,), (*imported,), refused[0] if refused else None)
 
 
-def why_refused(function: FunctionType, values: dict[str, Any]) -> str | None:
-    """Why no program can repeat what a function does, with the line; values: of the names of its closure."""
+def why_refused(function: FunctionType) -> str | None:
+    """Why no program can repeat what a function does, with the line."""
     code = names_of(function.__code__)
     found = [] if code.refused is None else [code.refused]
     first = function.__code__.co_firstlineno
     for name in code.loaded:
         if name in _ELSEWHERE and name not in function.__globals__ and hasattr(builtins, name):
-            found.append((f"what `{name}` gives is not seen by a program", first))
-    for owner, line in code.arrays:
-        value = values.get(owner, function.__globals__.get(owner))
-        if not isinstance(value, ModuleType) and owner not in ("np", "numpy"):
-            found.append(("Python code reads or changes the `array` of a tensor", line))
+            found.append((f"what `{name}` gives or does is not seen by a program", first))
     return f"{found[0][0]} ({function.__code__.co_filename}:{found[0][1]})" if found else None
 
 
@@ -116,6 +128,10 @@ def _all_code(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _all_code(constant)
+
+
+def _is_numpy(given: dis.Instruction | None) -> bool:
+    return given is not None and given.argval in ("np", "numpy")
 
 
 def _catches(before: dis.Instruction | None, now: dis.Instruction) -> bool:

@@ -11,9 +11,9 @@ import functools
 import operator
 import random
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable
+from functools import cache, partial
+from types import BuiltinFunctionType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,26 +24,27 @@ from sorix_dist.nn import Module
 from sorix_dist.train.fingerprint import MOST, NUMBERS, Fingerprint, fields, inside, is_data, is_ours, within
 from sorix_dist.train.step_code import ANY, COPIES, PACKAGE, is_called_unnamed, is_pure, is_users, names_of, why_refused
 
-Read = Callable[[], Any]
+Source = tuple[str, Any, str]  # a name, an object, and the expression for what is taken of it, "{}" for itself
 
 
 class Reads:
     """What a step, and the functions and methods that it may call, take from closures, globals, defaults and `self`.
 
-    given: arguments that are functions, modules or objects. sources: functions that read what is taken, by their names;
-    copies: whether numbers of NumPy arrays may be read unseen.
+    given: arguments that are functions, modules or objects. sources: where it is taken; copies: whether numbers of
+    NumPy arrays may be read unseen.
     """
 
     def __init__(self, step: Callable[..., Any], given: list[Any]) -> None:
-        self.sources: list[tuple[str, Read]] = []
+        self.sources: list[Source] = []
         self.refusal: str | None = None
         self._names: set[str] = set()
         self._owners: list[tuple[Any, str]] = []  # modules, classes and `Module`s of the user's, with their names
+        self._stored: set[str] = set()
         self._made: set[int] = set()  # classes that the step may make objects of
         self._known: dict[Any, Any] = {}  # which keeps them alive
-        self._read("step", partial(_itself, step))
+        self._read("step", step)
         for x in given:
-            self._read("an argument", partial(_itself, x))
+            self._read("an argument", x)
         self._follow_owners()
         self.attributes = None if self._names & ANY else self._names
         if self.attributes is None:  # methods that the step may come to count, but do not refuse it
@@ -51,34 +52,22 @@ class Reads:
             self._follow_owners(everything=True)
             self.refusal = refusal
         self.copies = bool(self._names & COPIES)
-        reads: Any = enumerate(read for _, read in self.sources)
-        self._changing: list[tuple[int, Any]] = [
-            (i, read) for i, read in reads if getattr(read, "func", None) is not _itself
-        ]
 
     def now(self) -> list[Any]:
         """The objects that are read."""
-        return [read() for _, read in self.sources]
+        return [*map(_taken, self.sources)]
 
     def steady(self, named: list[Any]) -> list[tuple[str, Any, Any]]:
         """What `now` reads anew each time, as `likeness` takes it."""
-        found = []
-        for i, read in self._changing:
-            function, expression, thing = getattr(read, "func", None), "{}()", read
-            if function is _of_cell or function is getattr:
-                thing, name = (*read.args, "cell_contents")[:2]
-                expression = f"{{}}.{name}"
-            elif getattr(function, "__name__", "") == "get":  # of the globals
-                thing, expression = function, f"{{}}({read.args[0]!r})"
-            found.append((expression, thing, named[i]))
-        return found
+        found = zip(self.sources, named, strict=True)
+        return [(expression, thing, value) for (_, thing, expression), value in found if expression != "{}"]
 
     def state(self, named: list[Any]) -> Fingerprint:
         """The state of what `now` gave."""
         found = Fingerprint(self.attributes)
         for value in named:
             found.add(value)
-        found.refusal = found.refusal or self.refusal
+        found.refusal = self.refusal or found.refusal
         return found
 
     def changing(self, named: list[Any]) -> tuple[list[Any], Fingerprint]:
@@ -90,14 +79,15 @@ class Reads:
         """The state of each source by its name, the numbers of arrays and the states of generators with it."""
         drawn = random.getstate(), within(np.random)
         found: dict[str, Any] = {"the state of Python's or NumPy's random numbers": drawn}
-        for name, read in self.sources:
-            one = self.state([read()])
-            found[f"`{name}`"] = one.leaves, [within(x) for x in one.alive]
+        for source in self.sources:
+            one = self.state([_taken(source)])
+            before = found.get(f"`{source[0]}`")  # of something else with this name
+            found[f"`{source[0]}`"] = one.leaves, [within(x) for x in one.alive], before
         return found
 
-    def _read(self, name: str, read: Read) -> None:
-        self.sources.append((name, read))
-        self._visit(read(), name)
+    def _read(self, name: str, thing: Any, expression: str = "{}") -> None:
+        self.sources.append((name, thing, expression))
+        self._visit(_taken(self.sources[-1]), name)
 
     def _visit(self, x: Any, name: str = "") -> None:
         """Follows what a value may call; name: what the step calls it by, if it does."""
@@ -106,6 +96,8 @@ class Reads:
         if x.__class__ in NUMBERS or id(x) in self._known or len(self._known) > 4 * MOST:
             return
         self._known[id(x)] = x
+        if isinstance(x, BuiltinFunctionType | MethodWrapperType) and not isinstance(x.__self__, ModuleType | None):
+            self._read(name, x.__self__)  # such as the list of its `append`
         if isinstance(x, ModuleType | type | BuiltinFunctionType | FunctionType):
             package = x.__name__ if isinstance(x, ModuleType) else x.__module__
             by_exec = isinstance(x, FunctionType) and package in (None, "builtins")  # whose globals have no name
@@ -119,17 +111,17 @@ class Reads:
                 return
         if isinstance(x, ModuleType | type):
             self._owners.append((x, x.__name__))
-            for base in x.__mro__[1:] if isinstance(x, type) else ():
+            for base in (*x.__mro__[1:], type(x)) if isinstance(x, type) else ():
                 if is_users(base.__module__):
                     self._visit(base)
         elif isinstance(x, FunctionType):
             self._follow(x)
         elif isinstance(x, MethodType):
-            self._read("self", partial(_itself, x.__self__))
+            self._read("self", x.__self__)
             self._visit(x.__func__)
         elif isinstance(x, functools.partial):
-            for value in (x.func, *x.args, *x.keywords.values()):
-                self._read(name, partial(_itself, value))
+            for value in (x.func, *x.args, x.keywords):
+                self._read(name, value)
         elif isinstance(x, operator.attrgetter | operator.methodcaller):
             self._names.add("getattr")
         elif isinstance(x, Module):
@@ -151,13 +143,13 @@ class Reads:
     def _of_module(self, module: Module) -> None:
         if is_users(type(module).__module__):
             self._visit(type(module))
-            self._owners.append((module, type(module).__name__))
         elif id(type(module)) not in self._known:
             self._known[id(type(module))] = type(module)
-            self._read("forward", partial(getattr, type(module), "forward"))
+            self._read("forward", type(module), "{}.forward")
+        self._owners.append((module, type(module).__name__))
         for hooks in vars(module).get("_hooks", ()):
             for hook in hooks:
-                self._read("hook", partial(_itself, hook))
+                self._read("hook", hook)
 
     def _follow_owners(self, everything: bool = False) -> None:
         before = -1
@@ -168,7 +160,7 @@ class Reads:
 
     def _of_owner(self, owner: Any, name: str, everything: bool) -> None:
         """What the step may take of a module or a class: what has a name in its code, or is called without one."""
-        names = [*vars(owner)]
+        names = [*vars(owner), *self._stored]
         for base in owner.__mro__[1:] if isinstance(owner, type) else ():  # a class may get one of its own later
             names += vars(base) if is_users(base.__module__) else ()
         for name_of_it in names:
@@ -176,56 +168,54 @@ class Reads:
             if key in self._known or not (everything or self._takes(owner, name_of_it)):
                 continue
             self._known[key] = None
-            read = partial(vars(owner).get, name_of_it)
-            value = read()
+            value = vars(owner).get(name_of_it)
             if isinstance(owner, Module) and (
                 name_of_it in ("_buffers", "_hooks") or isinstance(value, Module | Tensor)
             ):
                 continue
-            self._read(f"{name}.{name_of_it}", read)
+            self._read(f"{name}.{name_of_it}", vars(owner).get, f"{{}}({name_of_it!r})")
             for part in ("__func__", "fget", "func", "__wrapped__"):
-                if isinstance(function := getattr(value, part, None), FunctionType):
+                if isinstance(function := getattr(value, part, None), FunctionType | operator.attrgetter):
                     self._visit(function)
 
     def _takes(self, owner: Any, name: str) -> bool:
         if name in ("__init__", "__new__", "__post_init__"):
             return id(owner) in self._made
-        return name in self._names or (is_called_unnamed(name) and isinstance(owner, type))
+        by_syntax = name == "__getattr__" if isinstance(owner, ModuleType) else is_called_unnamed(name)
+        return name in self._names or by_syntax
 
     def _follow(self, function: FunctionType) -> None:
         code = names_of(function.__code__)
         self._names.update(code.names)
-        closure = {name: _of_cell(cell) for name, cell in _cells(function)}
-        if refusal := why_refused(function, closure):
+        self._stored.update(code.stored)
+        if refusal := why_refused(function):
             self._refuse(refusal)
-        self._read(function.__name__, partial(getattr, function, "__code__"))
-        for name, cell in _cells(function):
-            self._read(name, partial(_of_cell, cell))
+        self._read(function.__name__, function, "{}.__code__")
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self._read(name, cell, "{}.cell_contents")
         known = function.__globals__
         for name in code.loaded:
             if name in known or not hasattr(builtins, name):
-                self._read(name, partial(known.get, name))
+                self._read(name, known.get, f"{{}}({name!r})")
         if functions := {name for name in code.loaded if hasattr(builtins, name) and name not in known}:
-            self._read("a builtin function", partial(known.keys().isdisjoint, functions))
+            self._read("a builtin function", partial(known.keys().isdisjoint, functions), "{}()")
         for name in code.imported:
-            self._read(name, partial(sys.modules.get, name))
+            self._read(name, sys.modules.get, f"{{}}({name!r})")
         for name in ("__defaults__", "__kwdefaults__"):
             if getattr(function, name):
-                self._read(f"{function.__name__}.{name}", partial(getattr, function, name))
+                self._read(f"{function.__name__}.{name}", function, f"{{}}.{name}")
 
 
-def _itself(x: Any) -> Any:
-    return x
+@cache
+def _reader(expression: str) -> Callable[[Any], Any]:
+    read: Callable[[Any], Any] = eval(f"lambda thing: {expression.format('thing')}")
+    return read
 
 
-def _cells(function: FunctionType) -> Iterator[tuple[str, CellType]]:
-    return zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-
-
-def _of_cell(cell: CellType) -> Any:
+def _taken(source: Source) -> Any:
     try:
-        return cell.cell_contents
-    except ValueError:  # a name that has no value yet
+        return _reader(source[2])(source[1])
+    except ValueError:  # a closure's name that has no value yet
         return None
 
 

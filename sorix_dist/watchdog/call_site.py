@@ -18,7 +18,7 @@ from sorix_dist.watchdog.process import Process
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
-_OURS = (PACKAGE, contextlib.__file__)  # contextlib enters and exits the package's own contexts
+_OURS = (PACKAGE, contextlib.__file__, "<captured ")  # contextlib enters the package's own contexts; see `compile`
 
 _CALL_OF_A_NAME = re.compile(r"[\w.]*\b(\w+)\(\s*([A-Za-z_][\w.]*)\s*[,)]")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import collections
 import copy
+import enum
 import functools
 import operator
 import os
@@ -14,6 +15,7 @@ import threading
 import time
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import timedelta
@@ -21,6 +23,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import numpy as other_name
 import pytest
 
 import sorix_dist as sx
@@ -36,6 +39,7 @@ CALLS, LATE = 14, 8
 
 VARIABLE: ContextVar[float] = ContextVar("scale", default=1.0)
 LOCAL = threading.local()
+FORMAT = "{0.v}"
 
 
 class Box:
@@ -50,6 +54,17 @@ class Called(Box):
         return self.v
 
 
+class Got(Box):
+    got = property(operator.attrgetter("v"))
+
+
+class Member(enum.Enum):
+    ONE = 1
+
+    def __init__(self, number: int) -> None:
+        self.v: Any = 1.0
+
+
 class Described:
     class Descriptor:
         value = 1.0
@@ -61,6 +76,28 @@ class Described:
             type(self).value = value
 
     v = Descriptor()
+
+
+class Named(Box):
+    def __str__(self) -> str:
+        return str(self.v)
+
+
+class Of(type):
+    """A class of classes, with a property and a rest."""
+
+    numbers = Box()
+
+    @property
+    def v(cls) -> Any:
+        return cls.numbers.v
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.numbers, name)
+
+
+class OfClass(metaclass=Of):
+    pass
 
 
 class Dynamic:
@@ -82,6 +119,20 @@ class Scaling(optim.SGD):
 
 def scheduler() -> Any:
     return optim.lr_scheduler.StepLR(Scaling(), 3)
+
+
+def module() -> Any:
+    made: Any = types.ModuleType("module")
+    exec("numbers = {}\ndef __getattr__(name):\n    return numbers[name]", vars(made))
+    return made
+
+
+def layer() -> Any:
+    """Its forward is one of its own."""
+    made = nn.Sequential(nn.Identity())
+    made.box = Box()
+    made[0].forward = lambda t: t * made.box.v
+    return made
 
 
 def function() -> Any:
@@ -117,10 +168,44 @@ ROWS: dict[str, Row] = {
     "__getattr__": (Dynamic, lambda x, v: key(x.numbers, v), lambda x: x.v, None),
     "function": (lambda: function, attribute, lambda x: x(), None),
     "object that is called": (Called, attribute, lambda x: x(), None),
+    "attrgetter of several names": (
+        lambda: types.SimpleNamespace(box=Box()),
+        lambda x, v: attribute(x.box, v),
+        lambda x: operator.attrgetter("box.v")(x),
+        None,
+    ),
+    "property by attrgetter": (Got, attribute, lambda x: x.got, None),
+    "member of an enumeration": (lambda: Member.ONE, attribute, lambda x: x.v, None),
+    "method of a dict": (lambda: {}.get, lambda x, v: key(x.__self__, v), lambda x: x("v"), None),
     "attrgetter": (Box, attribute, operator.attrgetter("v"), None),
     "methodcaller": (Box, attribute, operator.methodcaller("get"), None),
     "getattr": (Box, attribute, lambda x: getattr(x, "v"), None),  # noqa: B009
     "getattr beside functions of the package": (Box, attribute, lambda x: F.relu and getattr(x, "v"), None),  # noqa: B009
+    "text": (Named, attribute, lambda x: float(str(x)), None),
+    "f-string": (Named, attribute, lambda x: float(f"{x}"), None),
+    "format": (Box, attribute, lambda x: float(FORMAT.format(x)), None),
+    "hasattr": (
+        lambda: Box(),
+        lambda x, v: v == 1 or attribute(x, v),
+        lambda x: 2.0 if hasattr(x, "_v") else 1.0,
+        None,
+    ),
+    "property of a class": (lambda: OfClass, lambda x, v: attribute(Of.numbers, v), lambda x: x.v, None),
+    "__getattr__ of a class": (lambda: OfClass, lambda x, v: attribute(Of.numbers, v), lambda x: x._v, None),
+    "__getattr__ of a module": (module, lambda x, v: key(x.numbers, v), lambda x: x.v, None),
+    "weak proxy": (
+        lambda: weakref.proxy(vars(function).setdefault("box", Box())),
+        attribute,
+        lambda x: x.v,
+        "weakref.ProxyType",
+    ),
+    "forward of a layer": (layer, lambda x, v: attribute(x.box, v), lambda x: x(sx.ones(4)), None),
+    "keywords of a partial": (
+        lambda: functools.partial(dict, v=1.0),
+        lambda x, v: key(x.keywords, v),
+        lambda x: x()["v"],
+        None,
+    ),
     "UserDict": (lambda: collections.UserDict(v=1.0), key, lambda x: x["v"], None),
     "UserList": (lambda: collections.UserList([1.0]), first, lambda x: x[0], None),
     "ChainMap": (lambda: collections.ChainMap({"v": 1.0}), key, lambda x: x["v"], None),
@@ -156,6 +241,7 @@ ROWS: dict[str, Row] = {
     "class of an optimizer": (Scaling, lambda x, v: attribute(Scaling, v), lambda x: x.v, None),
     "clock": (lambda: None, lambda x, v: v, lambda x: 1.0 if time.monotonic() > 0 else 2.0, "module time"),
     "file": (lambda: None, lambda x, v: v, lambda x: 2.0 if pathlib.Path("/there").exists() else 1.0, "pathlib"),
+    "NumPy by another name": (lambda: None, lambda x, v: v, lambda x: float(other_name.array(1.0)), "the `array` of"),
     "open": (lambda: None, lambda x, v: v, lambda x: float(open("/dev/null").read() or 1), "`open` gives"),  # noqa: SIM115
     "globals": (lambda: None, lambda x, v: v, lambda x: float(globals()["CALLS"]), "`globals` gives"),
 }
@@ -236,6 +322,47 @@ def test_reads(name: str, monkeypatch: pytest.MonkeyPatch):
     else:
         assert replays(step) == 0
         assert refused in step.reason
+
+
+def set_global(x: Any, t: Any) -> None:
+    global KEPT
+    KEPT = t
+
+
+def set_attribute(x: Any, t: Any) -> None:
+    x.kept = t
+
+
+KEPT: Any = None
+STORES: dict[str, tuple[Callable[[], Any], Callable[[Any, Any], Any], Callable[[Any], Any], str]] = {
+    # what the step sets a result in, how, where it is found, and why that is refused
+    "global": (lambda: None, set_global, lambda x: KEPT, "changes `KEPT`"),
+    "class": (lambda: type("Of", (), {"__module__": __name__}), set_attribute, lambda x: x.kept, "changes `Of.kept`"),
+    "module": (lambda: types.ModuleType("of"), set_attribute, lambda x: x.kept, "changes `of.kept`"),
+    "method of a list": (lambda: [].append, lambda x, t: x(t), lambda x: x.__self__[-1], "changes `x`"),
+    "function": (lambda: lambda: None, set_attribute, lambda x: x.kept, "changes `x`"),
+    "setattr": (Box, lambda x, t: setattr(x, "kept", t), lambda x: x.kept, "`setattr` gives or does"),
+    "__setattr__": (Box, lambda x, t: object.__setattr__(x, "kept", t), lambda x: x.kept, "changes `x`"),
+    "vars": (Box, lambda x, t: vars(x).update(kept=t), lambda x: x.kept, "changes `x`"),
+}
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_stores(name: str):
+    """A step that does nothing but set a name: the results of later calls must come there."""
+    make, put, get, refused = STORES[name]
+
+    def program(capture: Any) -> Any:
+        x = make()
+
+        @capture
+        def step(t: Any) -> Any:
+            put(x, t * 2)
+            return t * 3
+
+        return lambda i: bits(step(X * float(i)), get(x))
+
+    assert refused in compared(program).reason
 
 
 def test_functions_that_are_replaced():
@@ -531,3 +658,84 @@ def test_global_values():
 
     run_threads(lambda: train(False), 2)
     run_threads(lambda: train(True), 2)
+
+
+def test_calls_in_and_out_of_no_sync():
+    """The loss of a backward that sums over the ranks is shown over all of them, that of another one is not."""
+
+    def train() -> None:
+        def program(capture: Any) -> Any:
+            model = sx.DistributedDataParallel(nn.Linear(4, 3))
+            optimizer = optim.SGD(model.parameters(), lr=0.1)
+            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+            @capture
+            def step(x: Any, y: Any) -> Any:
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                return loss.detach()
+
+            def call(i: int) -> Any:
+                if i < LATE:
+                    with model.no_sync():
+                        return bits(step(*batch))
+                loss = step(*batch)
+                optimizer.step()
+                optimizer.zero_grad()
+                return bits(loss, *model.parameters())
+
+            return call
+
+        assert replays(compared(program)) > 6
+
+    run_threads(train, 2)
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda pair: {"x": pair[0], "y": pair[1]}, lambda pair: Batch(*pair)])
+def test_batches_are_freed(kind: Any):
+    """A program keeps nothing of the calls that it was made of."""
+    alive = []
+
+    def program(capture: Any) -> Any:
+        step = capture(lambda batch: sum(vars(batch).values() if isinstance(batch, Batch) else of_values(batch)))
+
+        def call(i: int) -> Any:
+            pair = X * float(i), X + float(i)
+            alive.extend(weakref.ref(x.array) for x in pair)
+            return bits(step(kind(pair)))
+
+        return call
+
+    step = compared(program)
+    assert replays(step) > 3
+    assert not any(array() is not None for array in alive)
+
+
+class Batch:
+    def __init__(self, x: Any, y: Any) -> None:
+        self.x, self.y = x, y
+
+
+def of_values(batch: Any) -> Any:
+    return batch.values() if isinstance(batch, dict) else batch
+
+
+def test_errors_of_a_program_name_the_line_that_calls_the_step():
+    def train() -> None:
+        model = sx.DistributedDataParallel(nn.Linear(4, 3))
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+        @sx.compile
+        def step(x: Any, y: Any) -> None:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        for i in range(CALLS):
+            optimizer.param_groups[0]["lr"] = 0.1 + (sx.rank() if i > LATE else 0)
+            step(*batch)
+
+    line = train.__code__.co_firstlineno + 13
+    with pytest.raises(RuntimeError, match=rf"rank 0 has come to optimizer.step at \S*test_compile_reads.py:{line}"):
+        run_threads(train, 2)
