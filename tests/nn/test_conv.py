@@ -117,6 +117,40 @@ def test_tiles_of_any_size_compute_the_same(
         np.testing.assert_allclose(got, plain(*inputs, places=places, groups=groups), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(("size", "channels", "outputs", "options", "unfolded"), [
+    ((9, 10), 4, 6, {"padding": 1}, ["g"]),
+    ((9, 10), 8, 6, {"padding": (0, 2), "groups": 2}, ["g"]),
+    ((9, 10), 4, 6, {"padding": "same", "dilation": (1, 2)}, ["g"]),
+    ((9, 10), 4, 6, {"padding": 3}, ["g"]),
+    ((9, 10), 4, 6, {"stride": 2, "padding": 1}, ["x", *4 * "g"]),
+    ((9, 10), 2, 6, {}, ["x", "g"]),  # of few channels fewer windows
+])  # fmt: skip
+def test_both_gradients_take_one_unfolding(
+    size: Any, channels: int, outputs: int, options: Any, unfolded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    shape = (outputs, channels // options.get("groups", 1), 3, 3)
+    x, w = (rng.standard_normal(each) for each in ((5, channels, *size), shape))
+    g = rng.standard_normal(F.conv2d(Tensor(x), Tensor(w), **options).shape)
+
+    def gradients(*wanted: bool) -> list[Any]:
+        tensors = [Tensor(each, requires_grad=need) for each, need in zip((x, w), wanted, strict=True)]
+        y = F.conv2d(*tensors, **options)
+        made: list[Any] = []
+        for keep in (True, False):  # and a second time the same
+            monkeypatch.setattr(ops, "_unfolded", lambda *a, keep=keep: (keep and made.append(a[0].shape), real(*a))[1])
+            y.backward(g.copy(), retain_graph=keep)
+        return [made, *(t.grad.array for t, need in zip(tensors, wanted, strict=True) if need)]
+
+    real = ops._unfolded
+    made, *both = gradients(True, True)
+    groups = options.get("groups", 1)
+    of = {(groups, channels // groups, *size, 5): "x", (groups, outputs // groups, *g.shape[2:], 5): "g"}
+    assert [of[shape] for shape in made] == unfolded
+    for got, apart in zip(both, (gradients(True, False)[1], gradients(False, True)[1]), strict=True):
+        np.testing.assert_allclose(got, apart, rtol=1e-12, atol=1e-12)
+
+
 def test_products_are_cut_where_the_kernels_are_for_avx512() -> None:
     found = [library for library in threadpool_info() if library["internal_api"] == "openblas"]  # others load OpenMP
     before = [(library["architecture"], library["num_threads"]) for library in found]

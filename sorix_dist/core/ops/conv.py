@@ -60,14 +60,16 @@ def _unfolded(image: Array, down: Taps, right: Taps, size: Pair, outputs: int) -
             yield tile, windows.columns(image, down, right, tile, scratch)
 
 
-def _convolve(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> None:
+def _convolve(x: Array, kernels: Array, y: Array, down: Taps, right: Taps, other: Array | None = None) -> Any:
     """Writes the products of kernels (groups, O / groups, kH, kW, C / groups) and the windows of images x (groups,
-    C / groups, H, W, N) into y (groups, O / groups, H', W', N)."""
+    C / groups, H, W, N) into y (groups, O / groups, H', W', N). Returns those of the windows and of `other`, images of
+    the shape of y, as (groups, kH * kW * C / groups, O / groups)."""
     groups, outputs, high, wide, count = y.shape
     taps = down.count * right.count
-    if down.step == right.step == 1 < taps and taps * outputs < x.shape[1]:
+    total: Any = 0
+    if other is None and down.step == right.step == 1 < taps and taps * outputs < x.shape[1]:
         _convolve_by_taps(x, kernels, y, down, right)
-        return
+        return total
     matrix = kernels.reshape(groups, 1, outputs, -1)
     dense = y.strides[3] == count * y.itemsize
     for tile, matrices in _unfolded(x, down, right, (high, wide), groups * outputs):
@@ -77,6 +79,9 @@ def _convolve(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> No
             product = np.empty((groups, matrices.shape[1], outputs, matrices.shape[3]), y.dtype)
             multiply(matrix, matrices, product)
             tile.of(y)[...] = tile.pixels(product)
+        if other is not None:
+            total += multiply_transposed(matrices, tile.matrices(other))
+    return total
 
 
 def _convolve_by_taps(x: Array, kernels: Array, y: Array, down: Taps, right: Taps) -> None:
@@ -119,10 +124,22 @@ def _to_bias(g: Any, out: Array | None) -> Any:
     return np.sum(row_sums(rows).reshape(outputs, high), axis=1, out=out)
 
 
+def _both_gradients(x: Array, w: Array, g: Array, out: Array | None, places: Geometry, groups: int) -> tuple[Any, Any]:
+    """The gradients of `convolution` with steps of 1 to x and w (into `out` if there is one) by one unfolding of g."""
+    to_x, to_w = np.empty(x.transpose(1, 2, 3, 0).shape, x.dtype), np.empty_like(w) if out is None else out
+    (_, down, _), (_, right, _) = (*_phases(places, 0), *_phases(places, 1))
+    turned = _groups(w, groups).transpose(0, 2, 3, 4, 1)[:, :, ::-1, ::-1]
+    image, pixels = (_groups(windows.batch_innermost(each), groups) for each in (g, x))
+    total = np.asarray(_convolve(image, turned, _groups(to_x, groups), down, right, pixels))
+    by_tap = total.reshape(groups, *places.kernel, len(w) // groups, -1)[:, ::-1, ::-1]
+    _groups(to_w, groups)[...] = by_tap.transpose(0, 3, 4, 1, 2)
+    return to_x.transpose(3, 0, 1, 2), to_w
+
+
 @op(rule=rules.rows_at(0), called="a convolution")
-def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups: int) -> Result:
+def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups: int, both: bool = False) -> Result:
     """The convolution (a cross-correlation, as usual) of images x (N, C, H, W) with w (O, C / groups, kH,
-    kW), plus b of shape (O,) or None: (N, O, *places.output)."""
+    kW), plus b of shape (O,) or None: (N, O, *places.output). both: whether x and w need gradients."""
     dtype = np.result_type(x, w)
     y = np.empty((len(w), *places.output, len(x)), dtype)
     image = _groups(windows.batch_innermost(x.astype(dtype, copy=False)), groups)
@@ -130,11 +147,27 @@ def convolution(x: Array, w: Array, b: Array | None, *, places: Geometry, groups
     _convolve(image, _groups(w, groups).transpose(0, 1, 3, 4, 2), _groups(y, groups), down, right)
     if b is not None:
         y += b.reshape(-1, 1, 1, 1)
-    return y.transpose(3, 0, 1, 2), (
-        lambda g, out: like_input(transposed_convolution, g, w, None, places=places, groups=groups),
-        lambda g, out: _to_kernel(x, g, out, places, groups),
-        lambda g, out: _to_bias(g, out),
-    )
+    taps, each = prod(places.kernel), w.shape[1]
+    # Worth it unless it makes more windows than x has: of few channels, or of far fewer than the outputs.
+    once = both and places.stride == (1, 1) and taps > 1 and each >= 4 and len(w) <= taps * each * groups and x.size
+    once = once and x.dtype == w.dtype
+    ahead: list[Any] = []  # a gradient and what is x's for it, from the rule of w until that of x, which is called next
+
+    def to_x(g: Any, out: Array | None) -> Any:
+        if ahead and ahead[0] is g:
+            made = ahead[1]
+            ahead.clear()
+            return made
+        return like_input(transposed_convolution, g, w, None, places=places, groups=groups)
+
+    def to_w(g: Any, out: Array | None) -> Any:
+        if not once or isinstance(g, Tensor):
+            return _to_kernel(x, g, out, places, groups)
+        made, result = _both_gradients(x, w, g, out, places, groups)
+        ahead[:] = g, made
+        return result
+
+    return y.transpose(3, 0, 1, 2), (to_x, to_w, lambda g, out: _to_bias(g, out))
 
 
 @op(rule=rules.rows_at(0), called="a transposed convolution")
@@ -266,7 +299,8 @@ def _conv(
     size, kernel = tuple(input.shape[2:]), tuple(weight.shape[2:])
     around = _padding(name, padding, kernel, stride, dilation)
     places = geometry(name, size, kernel, stride, around, dilation)
-    return convolution(input, weight, bias, places=places, groups=groups)
+    both = all(getattr(each, "requires_grad", False) for each in (input, weight))
+    return convolution(input, weight, bias, places=places, groups=groups, both=both)
 
 
 def conv_transpose2d(
