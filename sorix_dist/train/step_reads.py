@@ -52,10 +52,16 @@ class Reads:
             self._follow_owners(everything=True)
             self.refusal = refusal
         self.copies = bool(self._names & COPIES)
+        expressions = ", ".join(expression.format(f"x{i}") for i, (_, _, expression) in enumerate(self.sources))
+        things = {f"x{i}": thing for i, (_, thing, _) in enumerate(self.sources)}
+        self._all: Callable[[], list[Any]] = eval(f"lambda: [{expressions}]", things)
 
     def now(self) -> list[Any]:
         """The objects that are read."""
-        return [*map(_taken, self.sources)]
+        try:
+            return self._all()
+        except ValueError:  # see `_taken`
+            return [*map(_taken, self.sources)]
 
     def steady(self, named: list[Any]) -> list[tuple[str, Any, Any]]:
         """What `now` reads anew each time, as `likeness` takes it."""
