@@ -196,7 +196,7 @@ class CompiledStep:
             self._give_up(entry, f"an argument is a tensor that the step names, too ({_line_of(self.step)})")
         if entry.given_up:
             return self.step(*args, **options)
-        recorder = StepRecorder(_named(values), staying)
+        recorder = StepRecorder(values, staying)
         result = self._recorded(recorder, args, options)
         before, entry.recorder = entry.recorder, recorder
         entry.recordings += 1
@@ -263,7 +263,7 @@ class CompiledStep:
         staying = _staying(entry.state)
         if _are_among(values, staying):
             return self.step(*args, **options)
-        audit = Audit(entry.recorder, _named(values), staying)
+        audit = Audit(entry.recorder, values, staying)
         result = self._recorded(audit, args, options)
         difference = audit.refusal or audit.difference or difference_of(entry.recorder, audit)
         if difference is not None:
@@ -336,11 +336,6 @@ def _watched(x: Any) -> Any:
     return x.view(Watched) if type(x) is np.ndarray else x
 
 
-def _named(values: Sequence[Any]) -> list[tuple[str, Any]]:
-    """The arguments by their names in a program."""
-    return [(f"a{i}", value) for i, value in enumerate(values)]
-
-
 def _line_of(step: Any) -> str:
     code = getattr(getattr(step, "__func__", step), "__code__", None)
     return type(step).__name__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
@@ -368,21 +363,16 @@ def _text(recorder: StepRecorder, count: int) -> str:
     text = [f"def step({', '.join(f'a{i}' for i in range(count))}):"]
     indent = "    "
     for line, made in zip(recorder.lines, forgotten(recorder.lines), strict=True):
-        if line == "try:":
-            text.append(f"{indent}try:")
-            indent = "        "
-            text.append(f"{indent}pass")
-            continue
         if line.startswith("except "):
             indent = "    "
-            sync = line.removeprefix("except ")
-            text += [f"{indent}except BaseException:", f"{indent}    {sync}.backward_failed()", f"{indent}    raise"]
-            continue
         variable, equals, expression = line.partition(" = ")
         if equals and variable in made:  # a result that no line needs
             line = expression
             made = [name for name in made if name != variable or re.search(rf"\b{name}\b", line)]
         text.append(indent + line)
+        if line == "try:":
+            indent = "        "
+            text.append(f"{indent}pass")
         if made and not line.startswith("return"):
             text.append(f"{indent}del {', '.join(made)}")
     return "\n".join(text) + "\n"
