@@ -63,7 +63,7 @@ def backward(
     if recorder is None:
         sync.after_backward(tensor, terms)
     else:
-        recorder.bare(f"except {recorder.constant(sync, 'coordinator')}")
+        recorder.bare(f"except BaseException: {recorder.constant(sync, 'coordinator')}.backward_failed(); raise")
         recorder.host(type(sync).after_backward, (sync, tensor, terms), {})
 
 

@@ -107,12 +107,12 @@ class RecordedRule:
 class StepRecorder:
     """The lines of one step, and by name the objects that they mention.
 
-    lines: without their indentation, "try:" and "finish" around the walk of a backward; wheres: the user's line of
+    lines: without their indentation, "try:" and "except" around the walk of a backward; wheres: the user's line of
     each; refusal: the first reason why the step can't be captured, with its line; tagged: arguments that a line places;
     kept: names of arrays that are the same in every run, see `of_shapes`.
     """
 
-    def __init__(self, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
+    def __init__(self, arguments: Sequence[Any], staying: Mapping[int, str]) -> None:
         self.lines: list[str] = []
         self.wheres: list[str] = []
         self.names: dict[str, Any] = {"inf": math.inf, "nan": math.nan, "asarray": np.asarray}
@@ -125,16 +125,14 @@ class StepRecorder:
         self._of_arguments: set[int] = set()
         self._alive: list[Any] = []  # so that no two objects have one id
         self._staying = staying
-        for name, value in arguments:
-            self._argument(name, value)
+        for i, value in enumerate(arguments):
+            self._argument(f"a{i}", value)
 
     def _argument(self, name: str, value: Any) -> None:
-        self._know(value, name)
-        array = getattr(value, "array", None)
-        if array is not None:
-            self._know(array, f"{name}.array")
+        self._know_parts(value, name)
+        if is_tensor(value):
             self._of_arguments.add(id(value.leaf))
-        elif isinstance(value, np.ndarray):
+        else:
             self._given[_where(value)] = name
         place = getattr(value, "place", None)
         if isinstance(place, Shard):

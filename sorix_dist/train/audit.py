@@ -12,8 +12,10 @@ import numpy as np
 
 from sorix_dist.core.batch_numbers import BatchNumber
 from sorix_dist.core.capture import NOTHING, PLAIN, StepRecorder
+from sorix_dist.core.graph import Node
 from sorix_dist.core.placement import Partial
 
+_PARTS = {BatchNumber: ("own", "everywhere"), Partial: Partial.__slots__, Node: ("shard",)}  # visitors read that only
 _VARIABLE = re.compile(r"\b[tr]\d+\b")
 
 
@@ -24,11 +26,11 @@ class Audit(StepRecorder):
     what they gave. difference: the first line that gives other bits, or None.
     """
 
-    def __init__(self, program: StepRecorder, arguments: Sequence[tuple[str, Any]], staying: Mapping[int, str]) -> None:
+    def __init__(self, program: StepRecorder, arguments: Sequence[Any], staying: Mapping[int, str]) -> None:
         super().__init__(arguments, staying)
         self.difference: str | None = None
         self._expected = zip(program.lines, forgotten(program.lines), strict=True)
-        self._values = {**program.names, **dict(arguments)}
+        self._values = {**program.names, **{f"a{i}": value for i, value in enumerate(arguments)}}
         self._impure: set[str] = set()  # rules that may be collectives
 
     def bare(self, line: str, made: Mapping[str, Any] = NOTHING, pure: bool = False) -> None:
@@ -91,14 +93,10 @@ def _same(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, (*PLAIN, float)):
         return bool(one == other) or (one != one and other != other)
-    if isinstance(one, BatchNumber):
-        return (one.own, one.everywhere) == (other.own, other.everywhere)
-    if isinstance(one, Partial):
-        return all(_same(getattr(one, name), getattr(other, name)) for name in Partial.__slots__)
-    if hasattr(one, "shard") and hasattr(one, "rules"):  # nodes: visitors only read their virtual shard
-        return bool(one.shard == other.shard)
-    if is_dataclass(one):
-        return all(_same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    names: Any = next((names for kind, names in _PARTS.items() if isinstance(one, kind)), ())
+    if names or is_dataclass(one):
+        names = names or [field.name for field in fields(one)]
+        return all(_same(getattr(one, name), getattr(other, name)) for name in names)
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, FunctionType):

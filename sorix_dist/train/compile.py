@@ -6,12 +6,14 @@ import builtins
 import linecache
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import update_wrapper
+from functools import reduce, update_wrapper
 from operator import is_
-from threading import get_ident
+from threading import Lock, Thread, current_thread, get_ident
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -28,6 +30,7 @@ RECORDINGS = 4  # calls that may differ before a step is given up: the first one
 AUDITED = 3  # replays that are audited at first
 EVERY = 1000  # after that, one replay in this many is audited
 MOST = 256  # programs of one step
+_starting = Lock()
 
 
 def compile(step: Callable[..., Any]) -> CompiledStep:
@@ -75,6 +78,8 @@ class CompiledStep:
         self._states: dict[Any, int] = {}  # a number for each state of what the step reads
         self._number = self._seen = -1
         self._last: tuple[_Entry, Any, Any, Any] | None = None  # the latest call that needs no key if it is repeated
+        self._thread: int | None = None
+        self._others: WeakKeyDictionary[Thread, CompiledStep] = WeakKeyDictionary()
         self._mode = os.environ.get("SORIX_DIST_COMPILE", "")
         if self._mode not in ("", "audit", "off"):
             raise ValueError(f"SORIX_DIST_COMPILE must be 'audit', 'off' or unset, got {self._mode!r}")
@@ -89,10 +94,16 @@ class CompiledStep:
         return made
 
     def __reduce__(self) -> Any:
-        """A copy has no programs yet."""
-        return CompiledStep, (self.step,)
+        """A copy has no programs yet. A function of an imported module is found there by its name."""
+        name, module = getattr(self.step, "__qualname__", ""), getattr(self.step, "__module__", "__main__")
+        found: Any = reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
+        return name if found is self and module != "__main__" else (CompiledStep, (self.step,))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        if get_ident() != self._thread and (other := self._of_thread()) is not self:
+            result = other(*args, **options)
+            self.source, self.reason = other.source or self.source, other.reason or self.reason
+            return result
         if self._last is not None and not (options or recorders):
             last, like, seen, (changing, state) = self._last
             # A call like the last one, which is found sooner than by a key.
@@ -124,6 +135,14 @@ class CompiledStep:
         if self._reads and not (options or self._state.arrays) and (like := self._likeness(entry, args)):
             self._last = entry, like, version(), self._reads.changing(self._named)
         return self._run(entry, values, args, options)
+
+    def _of_thread(self) -> CompiledStep:
+        """This step for the first thread that calls it; for another one a step with programs of its own."""
+        with _starting:
+            self._thread = self._thread or get_ident()
+            if self._thread != get_ident() and current_thread() not in self._others:
+                self._others[current_thread()] = CompiledStep(self.step)
+            return self if self._thread == get_ident() else self._others[current_thread()]
 
     def _run(self, entry: _Entry, values: Sequence[Any], args: Any, options: Any) -> Any:
         """Runs the program of an entry, or audits it."""
@@ -177,7 +196,7 @@ class CompiledStep:
             self._give_up(entry, f"an argument is a tensor that the step names, too ({_line_of(self.step)})")
         if entry.given_up:
             return self.step(*args, **options)
-        recorder = StepRecorder(_named(values), staying)
+        recorder = StepRecorder(values, staying)
         result = self._recorded(recorder, args, options)
         before, entry.recorder = entry.recorder, recorder
         entry.recordings += 1
@@ -244,7 +263,7 @@ class CompiledStep:
         staying = _staying(entry.state)
         if _are_among(values, staying):
             return self.step(*args, **options)
-        audit = Audit(entry.recorder, _named(values), staying)
+        audit = Audit(entry.recorder, values, staying)
         result = self._recorded(audit, args, options)
         difference = audit.refusal or audit.difference or difference_of(entry.recorder, audit)
         if difference is not None:
@@ -317,11 +336,6 @@ def _watched(x: Any) -> Any:
     return x.view(Watched) if type(x) is np.ndarray else x
 
 
-def _named(values: Sequence[Any]) -> list[tuple[str, Any]]:
-    """The arguments by their names in a program."""
-    return [(f"a{i}", value) for i, value in enumerate(values)]
-
-
 def _line_of(step: Any) -> str:
     code = getattr(getattr(step, "__func__", step), "__code__", None)
     return type(step).__name__ if code is None else f"{code.co_filename}:{code.co_firstlineno}"
@@ -349,21 +363,16 @@ def _text(recorder: StepRecorder, count: int) -> str:
     text = [f"def step({', '.join(f'a{i}' for i in range(count))}):"]
     indent = "    "
     for line, made in zip(recorder.lines, forgotten(recorder.lines), strict=True):
-        if line == "try:":
-            text.append(f"{indent}try:")
-            indent = "        "
-            text.append(f"{indent}pass")
-            continue
         if line.startswith("except "):
             indent = "    "
-            sync = line.removeprefix("except ")
-            text += [f"{indent}except BaseException:", f"{indent}    {sync}.backward_failed()", f"{indent}    raise"]
-            continue
         variable, equals, expression = line.partition(" = ")
         if equals and variable in made:  # a result that no line needs
             line = expression
             made = [name for name in made if name != variable or re.search(rf"\b{name}\b", line)]
         text.append(indent + line)
+        if line == "try:":
+            indent = "        "
+            text.append(f"{indent}pass")
         if made and not line.startswith("return"):
             text.append(f"{indent}del {', '.join(made)}")
     return "\n".join(text) + "\n"

@@ -40,13 +40,8 @@ _BY_ID = (
     types.EllipsisType, types.GetSetDescriptorType, functools.partial, functools.cached_property, inspect.Signature,
     operator.attrgetter, operator.itemgetter, operator.methodcaller,
 )  # fmt: skip
-_STEADY = (
-    "numpy",
-    "typing",
-    "logging",
-    "_collections",
-    "dataclasses",
-)  # their objects don't change; generators' states are compared
+# Packages whose objects don't change; the states of generators are compared.
+_STEADY = ("numpy", "typing", "logging", "_collections", "dataclasses")
 
 
 class Fingerprint:

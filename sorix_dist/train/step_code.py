@@ -12,16 +12,14 @@ from types import CodeType, FunctionType
 from typing import NamedTuple
 
 PACKAGE = __name__.partition(".")[0]
-ANY = frozenset(
-    (
-        "vars", "getattr", "format", "format_map", "attrgetter", "methodcaller", "__dict__", "asdict", "astuple", "dir",
-        "__getattribute__", "__setattr__", "__delattr__",
-    )
-)  # fmt: skip
+ANY = frozenset((
+    "vars", "getattr", "format", "format_map", "attrgetter", "methodcaller", "__dict__", "asdict", "astuple", "dir",
+    "__getattribute__", "__setattr__", "__delattr__",
+))  # fmt: skip
 """Names by which a function may come to any attribute."""
-COPIES = frozenset(
-    ("array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "frombuffer", "memoryview")
-)
+COPIES = frozenset((
+    "array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "frombuffer", "memoryview",
+))  # fmt: skip
 """Names by which a function may come to the numbers of a NumPy array unseen."""
 
 _PURE = frozenset(
@@ -29,12 +27,9 @@ _PURE = frozenset(
     "warnings logging string re numbers statistics bisect heapq textwrap fractions decimal random numpy __future__ "
     f"typing_extensions {PACKAGE}".split()
 )
-_ELSEWHERE = frozenset(
-    (
-        "open", "input", "globals", "locals", "eval", "exec", "compile", "__import__", "breakpoint", "setattr",
-        "delattr",
-    )
-)  # fmt: skip
+_ELSEWHERE = frozenset((
+    "open", "input", "globals", "locals", "eval", "exec", "compile", "__import__", "breakpoint", "setattr", "delattr",
+))  # fmt: skip
 
 
 class Names(NamedTuple):
@@ -108,19 +103,16 @@ def is_users(package: str | None) -> bool:
 
 def is_called_unnamed(name: str) -> bool:
     """Whether a method is called by syntax or by this package, not by its name."""
-    special = name.startswith("__") and name.endswith("__") and name not in _LIFE
+    special = name.startswith("__") and name.endswith("__") and name[2:-2] not in _LIFE
     return special or name in ("forward", "backward")
 
 
-_LIFE = frozenset(
-    f"__{name}__"
-    for name in (
-        "init", "new", "post_init", "del", "reduce", "reduce_ex", "getstate", "setstate", "copy", "deepcopy",
-        "set_name", "init_subclass", "repr", "str", "format", "doc", "module", "dict", "weakref", "slots", "qualname",
-        "annotations", "match_args", "dataclass_fields", "dataclass_params", "abstractmethods", "hash",
-        "static_attributes", "firstlineno", "orig_bases", "parameters",
-    )
-)  # fmt: skip
+_LIFE = frozenset((
+    "init", "new", "post_init", "del", "reduce", "reduce_ex", "getstate", "setstate", "copy", "deepcopy", "set_name",
+    "init_subclass", "repr", "str", "format", "doc", "module", "dict", "weakref", "slots", "qualname", "annotations",
+    "match_args", "dataclass_fields", "dataclass_params", "abstractmethods", "hash", "static_attributes",
+    "firstlineno", "orig_bases", "parameters",
+))  # fmt: skip
 
 
 def _all_code(code: CodeType) -> Iterator[CodeType]:

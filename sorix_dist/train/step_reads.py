@@ -163,9 +163,11 @@ class Reads:
         names = [*vars(owner), *self._stored]
         for base in owner.__mro__[1:] if isinstance(owner, type) else ():  # a class may get one of its own later
             names += vars(base) if is_users(base.__module__) else ()
+        ours = isinstance(owner, Module) and not is_users(type(owner).__module__)
         for name_of_it in names:
             key = id(owner), name_of_it
-            if key in self._known or not (everything or self._takes(owner, name_of_it)):
+            reached = everything and not (ours and name_of_it[0] == "_")  # what we keep there is no affair of a step
+            if key in self._known or not (reached or self._takes(owner, name_of_it)):
                 continue
             self._known[key] = None
             value = vars(owner).get(name_of_it)

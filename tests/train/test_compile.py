@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
 import sys
 import types
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -133,6 +136,43 @@ def test_collectives_by_hand_are_refused(name: str):
     for (wanted, _), (found, reason) in zip(eager, captured, strict=True):
         assert found == wanted
         assert re.search(rf"{name.split(' ')[0]} can't be captured.*{__name__.rpartition('.')[2]}\.py:\d+", reason)
+
+
+@sx.compile
+def weighted_step(model: Any, optimizer: Any, x: Any, y: Any) -> Any:
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y) * WEIGHT.get()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+WEIGHT: ContextVar[float] = ContextVar("weight")
+
+
+def test_threads_that_call_one_step():
+    """Such as the ranks of sx.run with threads, which call a function of a module: each has programs of its own."""
+
+    def train(number: int, step: Any) -> Any:
+        model = nn.Linear(4, 3)
+        for p in model.parameters():
+            p.data = np.full(p.shape, 0.1, np.float32)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        losses = []
+        for call in range(60):
+            WEIGHT.set(float(number + call // 20))
+            losses.append(step(model, optimizer, sx.tensor(X[call % 6]), sx.tensor(Y[call % 6])).item())
+        return losses, compile_cases.bits(model)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: train(number, weighted_step), range(1, 9)))
+    assert found == [train(number, weighted_step.step) for number in range(1, 9)]
+    assert weighted_step.reason is None
+    assert "cross_entropy" in weighted_step.source
+
+
+def test_a_step_of_a_module_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(weighted_step)) is weighted_step
 
 
 FORMS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {

@@ -604,6 +604,36 @@ def test_builtin_names():
     assert replays(compared(program)) > 3
 
 
+def test_any_attribute_beside_wrapped_models():
+    """What a wrapper counts for itself is no state of a step that may come to any attribute."""
+
+    def train() -> None:
+        def program(capture: Any) -> Any:
+            options = types.SimpleNamespace(activation="relu")
+            model = sx.DistributedDataParallel(nn.Linear(4, 3))
+            optimizer = optim.SGD(model.parameters(), lr=0.1)
+            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+
+            @capture
+            def step(x: Any, y: Any) -> Any:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(getattr(F, options.activation)(model(x)), y)
+                loss.backward()
+                optimizer.step()
+                return loss.detach()
+
+            def call(i: int) -> Any:
+                options.activation = "relu" if i < LATE else "tanh"
+                return bits(step(*batch), *model.parameters())
+
+            return call
+
+        assert replays(compared(program)) > 3
+
+    run_threads(train, 1)
+    run_threads(train, 2)
+
+
 def test_reproducible_mode():
     """The shards of a forward draw the same numbers, by an object that each forward makes."""
 
