@@ -266,6 +266,22 @@ def test_a_tile_fits_in_the_cache_and_is_tall_first(
     assert (first and first.size) == tile
 
 
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("images_innermost", [True, False])
+def test_the_gradient_of_a_mean_over_pixels_lies_in_memory_as_the_images_do(
+    images_innermost: bool, keepdim: bool
+) -> None:
+    numbers = np.random.default_rng(0).standard_normal((3, 4, 4, 5))
+    x = Tensor(numbers.transpose(3, 0, 1, 2) if images_innermost else numbers, requires_grad=True)
+    y = x.mean((2, 3), keepdim=keepdim)
+    g = np.random.default_rng(1).standard_normal(y.shape)
+    gradient = y.origin.rules[0](g, None)
+    np.testing.assert_allclose(
+        gradient, np.broadcast_to(g.reshape(*x.shape[:2], 1, 1) / (numbers.size // g.size), x.shape)
+    )
+    assert (gradient.strides[0] < gradient.strides[1]) is images_innermost
+
+
 @pytest.mark.parametrize("batch", [1, 2, 33])
 def test_an_image_may_lie_in_memory_in_any_way(batch: int) -> None:
     whole = np.random.default_rng(0).standard_normal((2 * batch, 2, 12, 10))

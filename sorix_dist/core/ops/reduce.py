@@ -113,7 +113,15 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
     total = sum_in_blocks(x.astype(np.float32) if half or integers else x, axis, keepdims)
     value = total / count if count else total * np.nan
     value = value.astype(np.float16) if half else value
-    return value, (lambda g, out: np.broadcast_to(np.reshape(g / count if count else g, ones), shape),)
+    turned = np.ndim(value) > 1 and value.flags.fnc
+
+    def to_x(g: Any, out: Any) -> Any:
+        each = g / count if count else g
+        # In the order of x in memory: whoever multiplies x's numbers by these reads both in the same order.
+        each = np.asfortranarray(each) if turned and not isinstance(each, Tensor) else each
+        return np.broadcast_to(np.reshape(each, ones), shape)
+
+    return value, (to_x,)
 
 
 @op(rule=divided_rule, called="mean")
