@@ -117,7 +117,7 @@ def mean_over(x: Any, *, axis: Any, keepdims: Any, count: int | None = None) -> 
 
     def to_x(g: Any, out: Any) -> Any:
         each = g / count if count else g
-        # In the order of x in memory: whoever multiplies x's numbers by these reads both in the same order.
+        # Same memory order as x: a product of the two then reads both arrays sequentially.
         each = np.asfortranarray(each) if turned and not isinstance(each, Tensor) else each
         return np.broadcast_to(np.reshape(each, ones), shape)
 
