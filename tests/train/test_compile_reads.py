@@ -604,15 +604,20 @@ def test_builtin_names():
     assert replays(compared(program)) > 3
 
 
+def wrapped(module: nn.Module) -> tuple[Any, Any, Any]:
+    """A wrapped model, its optimizer, and this rank's rows of a batch."""
+    model = sx.DistributedDataParallel(module)
+    (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+    return model, optim.SGD(model.parameters(), lr=0.1), batch
+
+
 def test_any_attribute_beside_wrapped_models():
     """What a wrapper counts for itself is no state of a step that may come to any attribute."""
 
     def train() -> None:
         def program(capture: Any) -> Any:
             options = types.SimpleNamespace(activation="relu")
-            model = sx.DistributedDataParallel(nn.Linear(4, 3))
-            optimizer = optim.SGD(model.parameters(), lr=0.1)
-            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+            model, optimizer, batch = wrapped(nn.Linear(4, 3))
 
             @capture
             def step(x: Any, y: Any) -> Any:
@@ -641,9 +646,8 @@ def test_reproducible_mode():
         sx.init(virtual_shards=4)
 
         def program(capture: Any) -> Any:
-            model = sx.DistributedDataParallel(nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)))
-            optimizer = optim.SGD(model.parameters(), lr=0.1)
-            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+            layers = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+            model, optimizer, batch = wrapped(layers)
 
             @capture
             def step(x: Any, y: Any) -> Any:
@@ -665,9 +669,7 @@ def test_global_values():
 
     def train(refused: bool) -> None:
         def program(capture: Any) -> Any:
-            model = sx.DistributedDataParallel(nn.Linear(4, 3))
-            optimizer = optim.SGD(model.parameters(), lr=0.1)
-            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+            model, optimizer, batch = wrapped(nn.Linear(4, 3))
 
             @capture
             def step(x: Any, y: Any) -> Any:
@@ -695,9 +697,7 @@ def test_calls_in_and_out_of_no_sync():
 
     def train() -> None:
         def program(capture: Any) -> Any:
-            model = sx.DistributedDataParallel(nn.Linear(4, 3))
-            optimizer = optim.SGD(model.parameters(), lr=0.1)
-            (batch,) = DataLoader(Dataset(X.numpy(), Y.numpy()), batch_size=8)
+            model, optimizer, batch = wrapped(nn.Linear(4, 3))
 
             @capture
             def step(x: Any, y: Any) -> Any:
